@@ -1,0 +1,1 @@
+"""How readings and requests are published."""
