@@ -1,8 +1,8 @@
 """The command line: one module a command, found by its name; nothing but parsing and printing.
 
 A module ``gpuscale/cli/NAME.py`` has ``add_arguments(parser: argparse.ArgumentParser) -> None`` and
-``run(options: argparse.Namespace) -> int``, the exit status. Its docstring is its help. A command is listed once
-its module exists.
+``run(options: argparse.Namespace) -> int``, the exit status. Its docstring is its help. A command is listed
+once its module exists.
 
 Exit status: 0 fine, 1 a finding or a failure, 2 wrong usage (argparse, ConfigurationError). ``run`` lets
 :class:`~gpuscale.errors.GpuscaleError` and OSError through: :func:`main` prints them in one line.
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = "\n".join(f"  {name:<{width}}  {line}" for name, line in commands.items())
     parser = argparse.ArgumentParser(
         prog="gpuscale",
+        usage="gpuscale [-h] [--version] COMMAND ...",
         description="GPU and request metrics that make inference services scale themselves on Kubernetes.",
         epilog=f"commands:\n{listing}\n\ngpuscale COMMAND --help says more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
