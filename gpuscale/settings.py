@@ -69,6 +69,8 @@ class Settings:
         settings = cls(**values)
         if bool(settings.tls_cert) != bool(settings.tls_key):
             raise ConfigurationError("tls_cert and tls_key (GPUSCALE_TLS_CERT, GPUSCALE_TLS_KEY) go together")
+        if settings.on_app and (settings.tls_cert or settings.token_file):
+            raise ConfigurationError("tls_cert and token_file protect the metrics port; on_app opens none: drop one")
         return settings
 
 

@@ -13,7 +13,7 @@ FLAGS = ["-std=gnu11", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror",
 
 
 def header_folder() -> Path:
-    """The folder of nvml.h, which the distribution ``nvidia-nvml-dev`` installs (its path names the CUDA version)."""
+    """The folder of nvml.h from the distribution ``nvidia-nvml-dev`` (its path names the CUDA version)."""
     for file in importlib.metadata.files("nvidia-nvml-dev") or []:
         if file.name == "nvml.h":
             return Path(str(file.locate())).resolve().parent

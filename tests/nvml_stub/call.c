@@ -44,10 +44,10 @@ static void log_call(const char *function, const nvmlReturn_t *result)
 }
 
 /* Sleeps as a call stuck in the kernel would: signals do not end it, only time or a new state file does. */
-static void hang(struct call *call)
+static void hang(struct call *call, bool of_gpu_only)
 {
     double begun = clock_now(CLOCK_MONOTONIC), seconds;
-    while (call->state && (seconds = fault_hang(call->state, call->function, call->gpu_index)) > 0 &&
+    while (call->state && (seconds = fault_hang(call->state, call->function, call->gpu_index, of_gpu_only)) > 0 &&
            clock_now(CLOCK_MONOTONIC) - begun < seconds) {
         state_release(call->state);
         nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
@@ -62,12 +62,12 @@ static void open_call(struct call *call, const char *function)
     call->state = state_acquire();
 }
 
-static nvmlReturn_t ordered(struct call *call)
+static nvmlReturn_t ordered(struct call *call, bool of_gpu_only)
 {
-    hang(call);
+    hang(call, of_gpu_only);
     if (!call->state)
         return NVML_ERROR_DRIVER_NOT_LOADED;
-    nvmlReturn_t error = fault_error(call->state, call->function, call->gpu_index, false);
+    nvmlReturn_t error = fault_error(call->state, call->function, call->gpu_index, of_gpu_only);
     follow_touch(call->state);
     call->now = clock_now(CLOCK_MONOTONIC);
     return error;
@@ -86,7 +86,13 @@ nvmlReturn_t call_begin(struct call *call, const char *function)
     open_call(call, function);
     if (!is_initialised())
         return NVML_ERROR_UNINITIALIZED;
-    return ordered(call);
+    return ordered(call, false);
+}
+
+nvmlReturn_t call_turn_to(struct call *call, int gpu_index)
+{
+    call->gpu_index = gpu_index;
+    return ordered(call, true);
 }
 
 static bool find_slot(struct call *call, nvmlDevice_t device)
@@ -106,7 +112,7 @@ nvmlReturn_t call_begin_device(struct call *call, const char *function, nvmlDevi
         return NVML_ERROR_UNINITIALIZED;
     if (!find_slot(call, device))
         return NVML_ERROR_INVALID_ARGUMENT;
-    nvmlReturn_t error = ordered(call);
+    nvmlReturn_t error = ordered(call, false);
     if (error != NVML_SUCCESS)
         return error;
     call->gpu = &call->state->gpus[call->gpu_index];
@@ -137,7 +143,7 @@ static nvmlReturn_t init(const char *function)
 {
     struct call call;
     open_call(&call, function);
-    nvmlReturn_t error = ordered(&call);
+    nvmlReturn_t error = ordered(&call, false);
     if (error == NVML_SUCCESS) {
         state_lock();
         bool forked = initialised > 0 && initialised_by != getpid();

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .build import SONAME, build
 from .load import Load, constant
 
-Value = str | float | int | None
+Value = str | float | int | Sequence[float] | None
 _COUNTERS = ("energy", "pcie.tx", "pcie.rx", "nvlink.tx", "nvlink.rx")
 
 
@@ -34,14 +35,16 @@ def _text(value: Value) -> str:
     """``None`` is the driver's "not supported"."""
     if value is None:
         return "n/a"
-    return repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, str):
+        return value
+    return " ".join(map(_text, value)) if isinstance(value, Sequence) else repr(value)
 
 
 class Stub:
     """The state of one stubbed driver: a folder with the library, the state file and the log of calls.
 
-    Every method that changes something has the file replaced when it returns; inside ``with stub.batch():`` once,
-    at the end. Devices are named by their number, a MIG instance by ``"0.mig.1"``.
+    Every method that changes something has replaced the file when it returns; inside ``with stub.batch():``
+    it is replaced once, at the end. Devices are named by their number, a MIG instance by ``"0.mig.1"``.
     """
 
     def __init__(self, folder: Path, library: Path) -> None:
@@ -91,8 +94,8 @@ class Stub:
     def env(self, base: Mapping[str, str] | None = None, *, log: bool = True, **more: str) -> dict[str, str]:
         """The environment for a process that shall load the stub."""
         environment = dict(os.environ if base is None else base)
-        before = environment.get("LD_LIBRARY_PATH")
-        environment["LD_LIBRARY_PATH"] = f"{self.library_folder}:{before}" if before else str(self.library_folder)
+        folders = [str(self.library_folder), environment.get("LD_LIBRARY_PATH")]
+        environment["LD_LIBRARY_PATH"] = ":".join(filter(None, folders))
         environment["NVML_STUB_STATE"] = str(self.state_path)
         if log:
             environment["NVML_STUB_LOG"] = str(self.log_path)
@@ -101,8 +104,8 @@ class Stub:
 
     def spawn(self, code: str, *arguments: str, **options: object) -> "subprocess.Popen[str]":
         """Start Python with ``code`` on the stub; stdout is piped."""
-        settings: dict[str, object] = {"env": self.env(), "stdout": subprocess.PIPE, "text": True, **options}
-        return subprocess.Popen([sys.executable, "-c", code, *arguments], **settings)  # type: ignore[call-overload,no-any-return]
+        settings: dict[str, Any] = {"env": self.env(), "stdout": subprocess.PIPE, "text": True, **options}
+        return subprocess.Popen([sys.executable, "-c", code, *arguments], **settings)
 
     def run(self, code: str, *arguments: str, timeout: float = 60) -> str:
         """Run Python with ``code`` on the stub and return its stdout; a failure raises with its stderr."""
@@ -110,16 +113,18 @@ class Stub:
         done = subprocess.run(command, env=self.env(), capture_output=True, text=True, timeout=timeout)
         if done.returncode:
             raise AssertionError(f"exit status {done.returncode}\n{done.stdout}{done.stderr}")
+        if "nvml_stub:" in done.stderr:  # a key that the library does not know
+            raise AssertionError(done.stderr)
         return done.stdout
 
     # Values
 
-    def set(self, key: str, value: Value | Sequence[float] = None) -> None:
+    def set(self, key: str, value: Value) -> None:
         """Set one key of the state file. ``None`` means "not supported" for a number.
 
-        Three kinds are looked after: ``util`` is the load from now on (what was before stays true); ``energy``
-        (mJ), ``pcie.*`` and ``nvlink.*`` (bytes and bytes/s) count on from now; a new ``power`` does not make the
-        energy so far jump.
+        Three kinds are looked after: ``util`` is the load from now on, and what was before stays true;
+        ``energy`` (mJ), ``pcie.*`` and ``nvlink.*`` (bytes, bytes/s) count on from now; a new ``power``
+        leaves the energy so far alone.
         """
         with self._lock, self._writing():
             device, _, name = key.removeprefix("gpu.").rpartition(".")
@@ -128,27 +133,26 @@ class Stub:
             elif key.startswith("gpu.") and key.endswith((".power", ".power.busy")):
                 device = key.removeprefix("gpu.").removesuffix(".busy").removesuffix(".power")
                 self._bring_energy_forward(device)
-                self._values[key] = _text(value)  # type: ignore[arg-type]
+                self._values[key] = _text(value)
             elif key.endswith(_COUNTERS) and value is not None:
-                self._set_counter(key, [value] if isinstance(value, (int, float, str)) else value)
+                self._set_counter(key, *([value] if isinstance(value, (int, float)) else map(float, value)))
             else:
-                self._values[key] = _text(value)  # type: ignore[arg-type]
+                self._values[key] = _text(value)
 
     def unset(self, key: str) -> None:
         """Back to the default."""
         with self._lock, self._writing():
             self._values.pop(key, None)
 
-    def _set_counter(self, key: str, parts: Sequence[Value]) -> None:
-        numbers = [float(part) for part in parts if part is not None]
+    def _set_counter(self, key: str, offset: float, *rate: float) -> None:
         if not key.endswith("energy"):
-            numbers += [0.0] * (2 - len(numbers))  # the rate
-        self._values[key] = " ".join(_text(number) for number in [*numbers, time.monotonic()])
+            rate = rate or (0.0,)
+        self._values[key] = _text([offset, *rate, time.monotonic()])
 
     def _bring_energy_forward(self, device: str) -> None:
         key = f"gpu.{device}.energy"
         if self._values.get(key, "n/a") != "n/a":
-            self._set_counter(key, [self.energy_millijoules(device)])
+            self._set_counter(key, self.energy_millijoules(device))
 
     # Load and its truth
 
@@ -194,7 +198,7 @@ class Stub:
             ]
 
     def mig(self, gpu: int, *instances: Mapping[str, Value]) -> list[str]:
-        """Put ``gpu`` into MIG mode with instances of these keys (``uuid, profile, memory.total``, …); their names."""
+        """Put ``gpu`` into MIG mode with instances of these keys (``uuid, profile, …``); their names."""
         names = [f"{gpu}.mig.{number}" for number in range(len(instances))]
         with self.batch():
             self.set(f"gpu.{gpu}.mig.mode", 1)
@@ -219,7 +223,7 @@ class Stub:
     ) -> int:
         """Order an error: for ever, so many ``times`` (in each process), for ``seconds``, or by chance.
 
-        ``function`` without a version means all its versions, ``nvmlInit`` all its forms, ``*`` every function.
+        ``function`` without a version means all its versions, ``nvmlInit`` all its forms, ``*`` everything.
         Returns a number for ``release``.
         """
         options = {"gpu": gpu, "times": times, "p": probability, "seed": seed or None}
@@ -243,6 +247,10 @@ class Stub:
             given = [f"{key}={_text(value)}" for key, value in options.items() if value is not None]
             self._orders[order] = " ".join([line, *given, f"id={order}"])
             return order
+
+    def forbid(self, gpu: int, code: str = "NO_PERMISSION") -> None:
+        """Count the GPU, and refuse its handle; ``SUCCESS`` allows it again."""
+        self.set(f"gpu.{gpu}.handle_error", code)
 
     def lose(self, gpu: int) -> None:
         """The GPU falls off the bus."""
@@ -290,8 +298,8 @@ class Stub:
             at, pid, tid, name, *result = line.split()
             thread = (int(pid), int(tid))
             if result and thread in open_calls:
-                begun = calls[open_calls.pop(thread)]
-                calls[calls.index(begun)] = Call(begun.time, *thread, name, int(result[0]))
+                index = open_calls.pop(thread)
+                calls[index] = Call(calls[index].time, *thread, name, int(result[0]))
             elif not result:
                 open_calls[thread] = len(calls)
                 calls.append(Call(float(at), *thread, name, None))

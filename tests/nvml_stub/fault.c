@@ -109,29 +109,29 @@ static bool fires(const struct fault *fault)
     return fired;
 }
 
-static bool applies(const struct fault *fault, const char *function, int gpu)
+/* of_gpu_only: pass over what was ordered for every GPU, for it had its turn when the call began. */
+static bool applies(const struct fault *fault, const char *function, int gpu, bool of_gpu_only)
 {
+    if (of_gpu_only && fault->gpu < 0)
+        return false;
     return names(fault->function, function) && (fault->gpu < 0 || fault->gpu == gpu);
 }
 
-/* of_gpu_only: pass over what was ordered for every GPU, for it was asked already when the call began. */
 nvmlReturn_t fault_error(const struct state *state, const char *function, int gpu, bool of_gpu_only)
 {
     for (size_t i = 0; i < state->fault_count; i++) {
         const struct fault *fault = &state->faults[i];
-        if (of_gpu_only && fault->gpu < 0)
-            continue;
-        if (!fault->hang && applies(fault, function, gpu) && fires(fault))
+        if (!fault->hang && applies(fault, function, gpu, of_gpu_only) && fires(fault))
             return fault->code;
     }
     return NVML_SUCCESS;
 }
 
-double fault_hang(const struct state *state, const char *function, int gpu)
+double fault_hang(const struct state *state, const char *function, int gpu, bool of_gpu_only)
 {
     for (size_t i = 0; i < state->fault_count; i++) {
         const struct fault *fault = &state->faults[i];
-        if (fault->hang && applies(fault, function, gpu) && clock_now(CLOCK_MONOTONIC) < fault->until)
+        if (fault->hang && applies(fault, function, gpu, of_gpu_only) && clock_now(CLOCK_MONOTONIC) < fault->until)
             return fault->seconds;
     }
     return 0;

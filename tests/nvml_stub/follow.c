@@ -21,6 +21,7 @@ struct point {
 
 struct source {
     char spec[512];
+    double raw; /* as it was read last */
     struct point points[POINTS];
     size_t count; /* ever; the last POINTS are kept */
 };
@@ -169,11 +170,12 @@ static void touch(struct source *source)
     if (isnan(seconds)) {
         if (!last)
             return;
-        seconds = last->seconds; /* the process is gone: idle */
+        seconds = source->raw; /* the process is gone: idle */
     }
-    if (last)
-        seconds = fmax(seconds, last->seconds); /* a group that lost a member does not run backwards */
-    source->points[source->count++ % POINTS] = (struct point){now, seconds};
+    double before = last ? last->seconds : 0;
+    double more = last ? fmax(0, seconds - source->raw) : 0; /* a group that lost a member does not run backwards */
+    source->points[source->count++ % POINTS] = (struct point){now, before + more};
+    source->raw = seconds;
 }
 
 static void touch_device(const struct device *device)

@@ -88,7 +88,7 @@ def constant(level: float) -> Load:
 
 
 def square(period: float, duty: float = 0.5, level: float = 100, low: float = 0, phase: float = 0) -> Load:
-    """``level`` for the first ``duty`` of each ``period``, ``low`` for the rest; begins ``phase`` seconds in."""
+    """``level`` for the first ``duty`` of each ``period``, ``low`` after; begins ``phase`` seconds in."""
     return _Square(float(period), float(duty), float(level), float(low), float(phase))
 
 
@@ -108,7 +108,7 @@ def follow(
     file: Path | None = None,
     scale: float = 1,
 ) -> Follow:
-    """CPU time of the reader's own ``cgroup``, its ``pgrp``, all ``visible`` processes, one ``pid``, or a ``file``.
+    """CPU time of the reader's own ``cgroup``, its ``pgrp``, all that is ``visible``, a ``pid`` or a ``file``.
 
     A file holds busy seconds so far, as a number that is multiplied with ``scale``.
     """

@@ -18,7 +18,6 @@ struct number_key {
 static const struct number_key number_keys[] = {
     {"minor", MINOR, 1, {NAN}},
     {"lost", LOST, 1, {0}},
-    {"handle_error", HANDLE_ERROR, 1, {0}},
     {"gpm", GPM, 1, {NAN}}, /* n/a: by architecture */
     {"memory.total", MEMORY_TOTAL, 1, {80.0 * (1 << 30)}},
     {"memory.used", MEMORY_USED, 1, {1.0 * (1 << 30)}},
@@ -152,6 +151,12 @@ static bool device_parse(struct device *device, const char *key, const char *val
     for (size_t i = 0; i < sizeof number_keys / sizeof *number_keys; i++) {
         if (!strcmp(key, number_keys[i].name))
             return numbers_parse(device, &number_keys[i], value);
+    }
+    if (!strcmp(key, "handle_error")) {
+        nvmlReturn_t code = NVML_ERROR_UNKNOWN;
+        bool known = code_parse(value, &code);
+        device->number[HANDLE_ERROR] = code;
+        return known;
     }
     if (!strcmp(key, "load"))
         return load_parse(device, value);

@@ -131,7 +131,8 @@ double follow_last(int source);
 bool code_parse(const char *text, nvmlReturn_t *code);
 bool fault_parse(struct fault *fault, bool hang, const char *function, const char *text);
 nvmlReturn_t fault_error(const struct state *state, const char *function, int gpu, bool of_gpu_only);
-double fault_hang(const struct state *state, const char *function, int gpu); /* seconds, 0: none */
+/* seconds, 0: none */
+double fault_hang(const struct state *state, const char *function, int gpu, bool of_gpu_only);
 double fault_chance(uint64_t seed, uint64_t index);                          /* 0..1, the same every time */
 
 /* call.c: what every exported function begins and ends with */
@@ -147,6 +148,8 @@ struct call {
 nvmlReturn_t call_begin(struct call *call, const char *function);
 nvmlReturn_t call_begin_device(struct call *call, const char *function, nvmlDevice_t device);
 nvmlReturn_t call_begin_gpu(struct call *call, const char *function, nvmlDevice_t device);
+/* a handle is asked for, and now it is known of which GPU */
+nvmlReturn_t call_turn_to(struct call *call, int gpu_index);
 nvmlReturn_t call_end(struct call *call, nvmlReturn_t result);
 nvmlDevice_t device_handle(int gpu_index, int mig_index);
 nvmlReturn_t copy_string(const char *from, char *to, unsigned int length);

@@ -93,10 +93,9 @@ static nvmlReturn_t count(const char *function, unsigned int *devices)
 nvmlReturn_t nvmlDeviceGetCount(unsigned int *devices) { return count(__func__, devices); }
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *devices) { return count(__func__, devices); }
 
-/* The errors of one device arise once it is known which device is meant. */
 static nvmlReturn_t hand_over(struct call *call, int gpu, int instance, nvmlDevice_t *device)
 {
-    nvmlReturn_t ordered = fault_error(call->state, call->function, gpu, true);
+    nvmlReturn_t ordered = call_turn_to(call, gpu);
     if (ordered != NVML_SUCCESS)
         return ordered;
     const double *number = call->state->gpus[gpu].device.number;

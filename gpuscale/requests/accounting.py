@@ -1,0 +1,152 @@
+"""Begin and end of requests: the number in flight, its integral over time, counts and durations.
+
+This is the request path. A request costs two lock acquisitions, two packed stores and three additions; the rest
+of what a middleware costs is its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from time import monotonic
+
+from gpuscale.catalogue import DEFAULT_BUCKETS, METHODS, OTHER_METHOD, OVERFLOW_ROUTE
+from gpuscale.requests.slab import IN_FLIGHT_RECORD, Slab, SlabFullError, read_in_flight
+
+MAX_ROUTES = 500
+"""Distinct values of the label ``route``; a template that holds a client's input must not grow without bound."""
+
+_pack_into = IN_FLIGHT_RECORD.pack_into
+_KNOWN_METHODS = {method: method for method in METHODS}
+
+
+class RequestAccounting:
+    """Counts requests of one process into a slab. Safe to call from any thread.
+
+    ``buckets`` are the upper bounds of the duration histogram in seconds, ascending, without +Inf.
+    """
+
+    def __init__(self, slab: Slab | None = None, buckets: tuple[float, ...] = DEFAULT_BUCKETS) -> None:
+        self.buckets = buckets
+        self._lock = threading.Lock()
+        self._slab = slab or Slab()
+        self._buffer = self._slab.buffer
+        self._slots = self._slab.slots
+        self._series: dict[tuple[str, str, int], tuple[int, int]] = {}
+        self._durations: dict[tuple[str, str], int] = {}
+        self._routes: set[str] = set()
+        self._in_flight = 0
+        self._integral = 0.0
+        self._last = monotonic()
+        self._sequence = 0.0
+        self._store()
+
+    @property
+    def slab(self) -> Slab:
+        """Where the numbers are."""
+        return self._slab
+
+    @property
+    def in_flight(self) -> int:
+        """Requests of this process that began and have not ended."""
+        return self._in_flight
+
+    def begin(self) -> float:
+        """A request was accepted. Returns the instant (CLOCK_MONOTONIC seconds) to hand to :meth:`end`."""
+        with self._lock:
+            now = monotonic()
+            count = self._in_flight
+            self._integral = integral = self._integral + count * (now - self._last)
+            self._last = now
+            self._in_flight = count = count + 1
+            self._sequence = sequence = self._sequence + 1.0
+            _pack_into(self._buffer, 0, sequence, count, integral, now, sequence)
+        return now
+
+    def end(self, started: float, method: str, route: str, status: int) -> None:
+        """The request that began at ``started`` ended, at its last body byte or however else."""
+        with self._lock:
+            now = monotonic()
+            count = self._in_flight
+            self._integral = integral = self._integral + count * (now - self._last)
+            self._last = now
+            self._in_flight = count = count - 1
+            self._sequence = sequence = self._sequence + 1.0
+            _pack_into(self._buffer, 0, sequence, count, integral, now, sequence)
+            series = self._series.get((method, route, status))
+            if series is None:
+                series = self._new_series(method, route, status)
+            slots = self._slots
+            requests, durations = series
+            slots[requests] += 1.0
+            duration = now - started
+            slots[durations + bisect_left(self.buckets, duration)] += 1.0
+            slots[durations + len(self.buckets) + 1] += duration
+
+    def move_to(self, slab: Slab, *, fresh: bool = False) -> None:
+        """Go on in another slab: with all numbers, or ``fresh`` from zero (in the child of a fork)."""
+        if fresh:
+            # The lock may have been held by a thread of the parent that does not exist here.
+            self._lock = threading.Lock()
+        with self._lock:
+            old = self._slab
+            series, durations = self._series, self._durations
+            self._slab, self._buffer, self._slots = slab, slab.buffer, slab.slots
+            self._series, self._durations, self._routes = {}, {}, set()
+            if fresh:
+                self._in_flight, self._integral, self._last = 0, 0.0, monotonic()
+            else:
+                for (method, route, status), (requests, _) in series.items():
+                    slab.slots[self._new_series(method, route, status)[0]] = old.slots[requests]
+                size = len(self.buckets) + 2
+                for labels, slot in durations.items():
+                    new = self._durations[labels]
+                    slab.slots[new : new + size] = old.slots[slot : slot + size]
+            self._store()
+        if not fresh:
+            old.close()
+
+    def _store(self) -> None:
+        self._sequence += 1.0
+        _pack_into(self._buffer, 0, self._sequence, self._in_flight, self._integral, self._last, self._sequence)
+
+    def _new_series(self, method: str, route: str, status: int) -> tuple[int, int]:
+        """Slots for labels that are new to this process; remembered under the labels as given.
+
+        Unknown methods, statuses outside 100-599 and routes beyond the limit share one value each. What
+        does not fit into the slab any more shares the overflow's series, which fits always: it is made first.
+        """
+        if not self._series and route != OVERFLOW_ROUTE:
+            self._new_series(OTHER_METHOD, OVERFLOW_ROUTE, 0)
+        known_method = _KNOWN_METHODS.get(method, OTHER_METHOD)
+        known_route = route
+        if route not in self._routes:
+            if len(self._routes) >= MAX_ROUTES:
+                known_route = OVERFLOW_ROUTE
+            else:
+                self._routes.add(route)
+        known_status = status if 100 <= status <= 599 else 0
+        known = (known_method, known_route, known_status)
+        series = self._series.get(known)
+        if series is None:
+            try:
+                series = self._allocate(*known)
+            except SlabFullError:
+                series = self._series[(OTHER_METHOD, OVERFLOW_ROUTE, 0)]
+            self._series[known] = series
+        if known != (method, route, status) and len(self._series) < 4 * MAX_ROUTES:
+            self._series[(method, route, status)] = series
+        return series
+
+    def _allocate(self, method: str, route: str, status: int) -> tuple[int, int]:
+        durations = self._durations.get((method, route))
+        if durations is None:
+            durations = self._slab.allocate("duration", (method, route), len(self.buckets) + 2)
+            self._durations[(method, route)] = durations
+        label = str(status) if status else OVERFLOW_ROUTE
+        return self._slab.allocate("requests", (method, route, label), 1), durations
+
+
+def in_flight_seconds(accounting: RequestAccounting, now: float | None = None) -> float:
+    """The integral of one process's requests in flight up to ``now`` (default: this instant), in seconds."""
+    return read_in_flight(accounting.slab).integral_at(monotonic() if now is None else now)
