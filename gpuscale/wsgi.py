@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from gpuscale.catalogue import UNMATCHED_ROUTE
 from gpuscale.publish.publication import Publication
 from gpuscale.requests.routes import wsgi_route
 
@@ -54,11 +55,12 @@ class MetricsMiddleware:
 class _Request:
     """One request's accounting; it ends once, whoever says so first."""
 
-    __slots__ = ("_accounting", "_environ", "_start_response", "_started", "ended", "status")
+    __slots__ = ("_accounting", "_environ", "_route", "_start_response", "_started", "ended", "status")
 
     def __init__(self, publication: Publication, environ: Environ, start_response: StartResponse) -> None:
         self._environ = environ
         self._start_response = start_response
+        self._route = UNMATCHED_ROUTE
         self.status = 500
         self.ended = False
         self._accounting = publication.accounting
@@ -66,6 +68,8 @@ class _Request:
 
     def start_response(self, status: str, headers: Any, *exc_info: Any) -> Callable[[bytes], object]:
         self.status = int(status[:3])
+        # Flask takes its request out of the environ before it returns, so this is the time to look.
+        self._route = wsgi_route(self._environ)
         return self._start_response(status, headers, *exc_info)
 
     def follow(self, body: Iterable[bytes]) -> Iterable[bytes]:
@@ -97,9 +101,7 @@ class _Request:
     def end(self, status: int) -> None:
         if not self.ended:
             self.ended = True
-            environ = self._environ
-            method = environ.get("REQUEST_METHOD", "")
-            self._accounting.end(self._started, method, wsgi_route(environ), status)
+            self._accounting.end(self._started, self._environ.get("REQUEST_METHOD", ""), self._route, status)
 
 
 class _Body:

@@ -1,0 +1,47 @@
+# make run | test | lint | bench | e2e | test-gpu: each sets up what it needs. Python >= 3.10.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+K ?=
+
+.PHONY: run test test-matrix lint bench e2e test-gpu system clean
+
+$(VENV)/library.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[all]'
+	touch $@
+
+$(VENV)/tests.stamp: $(VENV)/library.stamp tests/requirements.txt tests/requirements-service.txt
+	$(PIP) -r tests/requirements-service.txt
+	touch $@
+
+# The reference service on this machine; without a GPU it says that the GPU series are simulated.
+run: $(VENV)/library.stamp
+	$(BIN)/python -m examples.bert_intent.bert_intent --host 127.0.0.1 --port 8080 --simulate-without-gpu
+
+# Debian's packages that some tests use (chromium, hey, a C compiler); elsewhere the tests say what is missing.
+system:
+	sh tests/system-packages.sh
+
+test: system $(VENV)/tests.stamp
+	$(BIN)/python -m pytest
+	$(BIN)/python tests/matrix.py --skip $$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+lint: $(VENV)/tests.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: system $(VENV)/tests.stamp
+	$(BIN)/python -m benchmarks
+
+# K=walk runs one test by name. Needs KUBECONFIG, or the cluster beside this repository; says how to get one.
+e2e: $(VENV)/tests.stamp
+	GPUSCALE_E2E=1 $(BIN)/python -m pytest tests/e2e -m e2e $(if $(K),-k '$(K)')
+
+test-gpu: $(VENV)/tests.stamp
+	$(BIN)/python -m pytest tests/gpu_hardware -m gpu -s
+
+clean:
+	rm -rf $(VENV) .venv-3.* build dist

@@ -1,0 +1,53 @@
+"""The apps that the pre-fork tests serve: they answer at once, slowly, or with their process ID."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+from fastapi import FastAPI
+from flask import Flask
+
+import gpuscale
+
+flask_app = Flask(__name__)
+
+
+@flask_app.get("/pid")
+def flask_pid() -> str:
+    return str(os.getpid())
+
+
+@flask_app.get("/slow/<float:seconds>")
+def flask_slow(seconds: float) -> str:
+    time.sleep(seconds)
+    return "done"
+
+
+fast_app = FastAPI()
+
+
+@fast_app.get("/pid")
+async def fast_pid() -> int:
+    return os.getpid()
+
+
+@fast_app.get("/slow/{seconds}")
+async def fast_slow(seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "done"
+
+
+@fast_app.get("/block/{seconds}")
+async def fast_block(seconds: float) -> str:
+    time.sleep(seconds)
+    return "blocked"
+
+
+# Each server imports one of them; only that one is instrumented, as a user would.
+if os.environ.get("TEST_APP") == "flask":
+    metrics: gpuscale.Metrics[Any] = gpuscale.instrument(flask_app)
+else:
+    metrics = gpuscale.instrument(fast_app)
