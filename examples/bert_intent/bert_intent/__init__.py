@@ -1,0 +1,1 @@
+"""The reference service: BERT intent detection that scales itself with gpuscale."""
