@@ -36,6 +36,9 @@ class GpuReading:
     """Percent of the last window (10 s by default) in which a kernel ran."""
     busy_seconds: float | None = None
     """Counter: seconds in which a kernel ran, integrated from the driver's samples."""
+    observed_seconds: float | None = None
+    """Counter: seconds of which the utilisation is known. ``busy / observed`` is the mean of what was seen, so that
+    a gap in the samples is not taken for idleness."""
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
     own_memory_used_bytes: int | None = None
@@ -93,9 +96,7 @@ def snapshot_to_json(snapshot: GpuSnapshot) -> dict[str, Any]:
 def snapshot_from_json(raw: Mapping[str, Any]) -> GpuSnapshot:
     """The inverse of :func:`snapshot_to_json`."""
     values = dict(raw)
-    values["gpus"] = tuple(
-        GpuReading(**{**gpu, "identity": GpuIdentity(**gpu["identity"])}) for gpu in values["gpus"]
-    )
+    values["gpus"] = tuple(GpuReading(**{**gpu, "identity": GpuIdentity(**gpu["identity"])}) for gpu in values["gpus"])
     return GpuSnapshot(**values)
 
 

@@ -1,0 +1,166 @@
+"""Which GPUs are this pod's. In doubt none: a sidecar that showed the node's whole set would scale on strangers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+UNNARROWED = ("", "all", "void")
+"""Values of NVIDIA_VISIBLE_DEVICES that do not narrow. ``void`` is what the container device interface (CDI) leaves
+in a container whose devices it injects itself, so NVML's own view is the truth there."""
+DEVICE_FOLDER = "/var/run/nvidia-container-devices"
+"""Value of the variable where the device plugin passes devices as mounts: the folder's entries are their names."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A device that NVML shows, by all the ways in which somebody may name it."""
+
+    uuid: str
+    minor: str
+    index: int
+    parent_uuid: str = ""
+    place: int | None = None
+    """Of a MIG instance on its GPU."""
+    gpu_instance: int | None = None
+    compute_instance: int | None = None
+
+    def named(self, token: str) -> bool:
+        """Whether a UUID (its GPU's, too) or ``index`` or ``index:place`` means this device."""
+        if token.isdigit():
+            return int(token) == self.index
+        if token.replace(":", "", 1).isdigit():
+            return token == f"{self.index}:{self.place}"
+        if token.startswith("MIG-GPU-") and self.place is not None:  # before driver 470
+            name = f"MIG-{self.parent_uuid}/{self.gpu_instance}/{self.compute_instance}"
+            return token in (self.uuid, name)
+        return token != "" and token in (self.uuid, self.parent_uuid)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which of NVML's devices are this pod's, and what decided it."""
+
+    decided_by: str
+    names: tuple[str, ...] | None = None
+    """UUIDs or indices; None: not narrowed by name."""
+    minors: frozenset[str] | None = None
+    """Numbers of /dev/nvidiaN; None: not narrowed by device node."""
+    nothing: bool = False
+    """No way could tell, or there is none: no device."""
+    why: str = ""
+    """For people: why there is none, or how it was decided."""
+
+    def select(self, shown: Sequence[Candidate]) -> list[Candidate]:
+        """The devices of ``shown`` that are this pod's. Only ever fewer than shown."""
+        if self.nothing:
+            return []
+        chosen = list(shown)
+        if self.minors is not None:
+            chosen = [device for device in chosen if device.minor in self.minors]
+        if self.names is not None:
+            chosen = _named(chosen, self.names)
+        return chosen
+
+
+def _named(shown: list[Candidate], names: tuple[str, ...]) -> list[Candidate]:
+    """Indices count the host's devices, but inside a container NVML numbers what it shows anew: they narrow only
+    where they can mean what is shown, and where as many are shown as are named, nothing is left to narrow."""
+    indices = all(name.replace(":", "", 1).isdigit() for name in names)
+    if indices and len(shown) <= len(set(names)):
+        return shown
+    return [device for device in shown if any(device.named(name) for name in names)]
+
+
+def visible_devices(environ: Mapping[str, str], root: Path = Path("/")) -> tuple[str, ...] | None:
+    """The names in NVIDIA_VISIBLE_DEVICES; None where it does not narrow, () for ``none``."""
+    value = environ.get("NVIDIA_VISIBLE_DEVICES", "").strip()
+    if value == DEVICE_FOLDER:
+        folder = root / DEVICE_FOLDER.lstrip("/")
+        return tuple(sorted(os.listdir(folder))) if folder.is_dir() else None
+    if value in UNNARROWED:
+        return None
+    if value == "none":
+        return ()
+    names = tuple(token.strip().rpartition("=")[2] for token in value.split(",") if token.strip())
+    return None if "all" in names else names
+
+
+def in_process(environ: Mapping[str, str] | None = None) -> Decision:
+    """The container's own devices: what NVML shows, narrowed by NVIDIA_VISIBLE_DEVICES."""
+    names = visible_devices(os.environ if environ is None else environ)
+    if names is None:
+        return Decision("nvml")
+    if not names:
+        return Decision("visible-devices", nothing=True, why="NVIDIA_VISIBLE_DEVICES=none")
+    why = f"NVML shows none of the devices in NVIDIA_VISIBLE_DEVICES={','.join(names)}"
+    return Decision("visible-devices", names=names, why=why)
+
+
+def decide(
+    explicit: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    proc_root: Path = Path("/proc"),
+    dev_root: Path = Path("/dev"),
+    pod_resources: Path | None = None,
+) -> Decision:
+    """A sidecar's devices, from the first way that can tell:
+
+    1. ``process-namespace``: the device nodes and the environment of the pod's other containers (the Pod sets
+       shareProcessNamespace; needs the same user or CAP_SYS_PTRACE);
+    2. ``dra-claim``: a ResourceClaim shared by both containers: CDI injected the device nodes into this one;
+    3. ``pod-resources``: the kubelet's socket, when it is mounted;
+    4. ``handover``: UUIDs left by the in-process library in GPUSCALE_HANDOVER_DIR, a shared emptyDir;
+    5. ``explicit``: ``explicit``, UUIDs joined by commas, or ``all`` for all that NVML shows.
+
+    If none can tell, the decision is nothing, and ``why`` says what each way lacked.
+    """
+    from gpuscale.gpu import handover, other_containers
+    from gpuscale.gpu import pod_resources as kubelet
+
+    environ = os.environ if environ is None else environ
+    lacks: list[str] = []
+    decision = (
+        other_containers.decide(proc_root, lacks)
+        or _claim(environ, dev_root, lacks)
+        or kubelet.decide(environ, pod_resources, lacks)
+        or handover.decide(environ, lacks)
+        or _explicit(explicit, lacks)
+    )
+    if decision is not None:
+        return decision
+    return Decision("nothing", nothing=True, why="which GPUs are this pod's is not known: " + "; ".join(lacks))
+
+
+def _claim(environ: Mapping[str, str], dev_root: Path, lacks: list[str]) -> Decision | None:
+    """CDI sets NVIDIA_VISIBLE_DEVICES=void and puts the claim's device nodes, and no others, into this container."""
+    if environ.get("NVIDIA_VISIBLE_DEVICES") != "void":
+        lacks.append("no claim gave this container devices (NVIDIA_VISIBLE_DEVICES is not void)")
+        return None
+    minors = device_minors(dev_root)
+    if not minors:
+        lacks.append("no claim gave this container devices (no /dev/nvidiaN)")
+        return None
+    return Decision("dra-claim", minors=minors, why=f"NVML shows none of the claim's devices {_listed(minors)}")
+
+
+def _explicit(explicit: str | None, lacks: list[str]) -> Decision | None:
+    names = tuple(name.strip() for name in (explicit or "").split(",") if name.strip())
+    if not names:
+        lacks.append("--gpus was not given")
+        return None
+    if names == ("all",):
+        return Decision("explicit")
+    return Decision("explicit", names=names, why=f"NVML shows none of --gpus {','.join(names)}")
+
+
+def device_minors(dev: Path) -> frozenset[str]:
+    """Numbers N of the nodes nvidiaN in a /dev. Raises OSError where it may not be read."""
+    names: Iterable[str] = os.listdir(dev) if dev.is_dir() else ()
+    return frozenset(name[6:] for name in names if name.startswith("nvidia") and name[6:].isdigit())
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(sorted(values))
