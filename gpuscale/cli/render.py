@@ -1,15 +1,16 @@
 """Print the manifests that scale your own Deployment, made from the same specification as those in k8s/.
 
-  gpuscale render --deployment chat --signal requests-in-flight --target 8 | kubectl apply --server-side -f -
-  gpuscale render --deployment chat --piece adapter-values > values.yaml
+gpuscale render --deployment chat --signal requests-in-flight --target 8 | kubectl apply --server-side -f -
+gpuscale render --deployment chat --piece adapter-values > values.yaml
 """
 
 from __future__ import annotations
 
 import argparse
 
-SHARED = (
-    "prometheus-rules", "prometheus-rule", "pod-monitor", "adapter-config", "adapter-values", "network-policy", "dashboard",
+PIECES = (
+    "prometheus-rules", "prometheus-rule", "pod-monitor", "adapter-config", "adapter-values", "network-policy",
+    "dashboard",
 )  # fmt: skip
 
 
@@ -22,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIGNAL",
         help="duty-cycle (default), requests-in-flight (recommended) or memory (scales up only)",
     )
-    parser.add_argument("--target", default="20", help="per pod: percent, requests or bytes (20, 500m, 20Gi); default 20")
+    parser.add_argument(
+        "--target", default="20", help="per pod: percent, requests or bytes (20, 500m, 20Gi); default 20"
+    )
     parser.add_argument("--min", type=int, default=1, dest="minimum", help="fewest pods, default 1")
     parser.add_argument("--max", type=int, default=10, dest="maximum", help="most pods, default 10")
     parser.add_argument(
@@ -52,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prometheus", default="http://prometheus.monitoring:9090", help="where KEDA finds Prometheus")
     parser.add_argument(
         "--piece",
-        choices=SHARED,
+        choices=PIECES,
         help="print instead what a cluster needs once: rules, monitors, the adapter's configuration, dashboard",
     )
 
