@@ -84,18 +84,23 @@ POWER_CURRENT = ApiMetric(
     "milliwatts",
     "Power drawn, sum over the pod's GPUs.",
 )
-IN_FLIGHT_MEASURED = "gpuscale:requests_in_flight:rate1m"
-IN_FLIGHT_MEASURED_EXPRESSION = f"sum {_BY_POD} (rate({IN_FLIGHT_SECONDS.name}[{WINDOW}]))\n{_WATCHED_ALL_WINDOW}"
+IN_FLIGHT_RATE = "gpuscale:requests_in_flight:rate1m"
+IN_FLIGHT_RATE_EXPRESSION = f"sum {_BY_POD} (rate({IN_FLIGHT_SECONDS.name}[{WINDOW}]))\n{_WATCHED_ALL_WINDOW}"
+IN_FLIGHT_SCRAPED = "gpuscale:requests_in_flight:scraped"
+# While scrapes fail, the rate falls within a minute as if the load did: only what was measured may be held.
+IN_FLIGHT_SCRAPED_EXPRESSION = f"{IN_FLIGHT_RATE}\nand on (namespace, pod) {IN_FLIGHT_SECONDS.name}"
 REQUESTS_IN_FLIGHT_CURRENT = ApiMetric(
     "requests_in_flight_current",
     IN_FLIGHT_SECONDS.name,
-    # A pod that serves but cannot be scraped would be missing from the sum, which then reads as less load.
-    f"{IN_FLIGHT_MEASURED}\n"
+    # A pod that serves but cannot be scraped would be missing from the sum, which then reads as less load; one that
+    # is gone takes its last minute with it bit by bit, as its successors' fills.
+    f"{IN_FLIGHT_SCRAPED}\n"
     f"or (\n"
-    f"  last_over_time({IN_FLIGHT_MEASURED}[{HELD}])\n"
+    f"  last_over_time({IN_FLIGHT_SCRAPED}[{HELD}])\n"
     f"  and on (namespace, pod) (min by (namespace, pod) (up) == 0)\n"
-    f"  and on () (count_over_time({WATCHED}[{WINDOW}]) >= {60 // INTERVAL_SECONDS - 2})\n"
-    f")",
+    f"  {_WATCHED_ALL_WINDOW}\n"
+    f")\n"
+    f"or {IN_FLIGHT_RATE}",
     "sum",
     "requests",
     "Mean number of requests in flight over the last minute.",

@@ -19,6 +19,10 @@ _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./()-]*(?: [A-Za-z0-9_./()-]+)*\Z")
 _RESERVED = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null|nan|inf)\Z")
 
 
+# What JSON writes as it is, or as two halves, and YAML does not read: anything that is not printable ASCII.
+_QUOTED_OTHERWISE = re.compile(r"[^ -~]")
+
+
 class Because(NamedTuple):
     """A value with its reason, which becomes the comment above it."""
 
@@ -100,7 +104,7 @@ def _scalar(value: Any) -> str:
     if isinstance(value, str):
         if _PLAIN.match(value) and not _RESERVED.match(value):
             return value
-        return json.dumps(value, ensure_ascii=True)
+        return _QUOTED_OTHERWISE.sub(lambda found: f"\\U{ord(found[0]):08X}", json.dumps(value, ensure_ascii=False))
     if value is None or isinstance(value, (bool, int, float)):
         return json.dumps(value)
     if isinstance(value, (Mapping, list, tuple)):

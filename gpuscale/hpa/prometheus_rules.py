@@ -7,9 +7,12 @@ from typing import Any
 from gpuscale.catalogue import INFO, UP
 from gpuscale.hpa.api_metrics import (
     API_METRICS,
-    IN_FLIGHT_MEASURED,
-    IN_FLIGHT_MEASURED_EXPRESSION,
+    IN_FLIGHT_RATE,
+    IN_FLIGHT_RATE_EXPRESSION,
+    IN_FLIGHT_SCRAPED,
+    IN_FLIGHT_SCRAPED_EXPRESSION,
     INTERVAL,
+    REQUESTS_IN_FLIGHT_CURRENT,
     WATCHED,
     with_deployment,
 )
@@ -18,7 +21,9 @@ from gpuscale.hpa.emit import Because, Manifest
 _WATCHED_WHY = """\
 How long this Prometheus has been looking. The rates below are absent until it has looked for a whole window:
 after it was away they would read too low, and an HPA would take that for idleness."""
-_MEASURED_WHY = "What was measured; the metric below bridges a pod that cannot be scraped."
+_SCRAPED_WHY = """\
+What was measured: while scrapes fail, the rate falls within a minute as if the load did. The metric below holds
+this for a pod that cannot be scraped, for 15 minutes."""
 
 
 def recording_group() -> Manifest:
@@ -26,10 +31,10 @@ def recording_group() -> Manifest:
     rules: list[Any] = [Because(_WATCHED_WHY, {"record": WATCHED, "expr": "vector(1)"})]
     for metric in API_METRICS:
         expression = with_deployment(metric.expression)
-        if IN_FLIGHT_MEASURED in metric.expression:
-            measured = {"record": IN_FLIGHT_MEASURED, "expr": with_deployment(IN_FLIGHT_MEASURED_EXPRESSION)}
-            rules.append(Because(_MEASURED_WHY, measured))
-            expression = metric.expression  # has the label from the rule above
+        if metric is REQUESTS_IN_FLIGHT_CURRENT:
+            rules.append({"record": IN_FLIGHT_RATE, "expr": with_deployment(IN_FLIGHT_RATE_EXPRESSION)})
+            rules.append(Because(_SCRAPED_WHY, {"record": IN_FLIGHT_SCRAPED, "expr": IN_FLIGHT_SCRAPED_EXPRESSION}))
+            expression = metric.expression  # has the label from the rules above
         rules.append(Because(metric.help, {"record": metric.recorded, "expr": expression}))
     return {"name": "gpuscale", "interval": INTERVAL, "rules": rules}
 
