@@ -79,6 +79,8 @@ class Loop:
                 try:
                     self._round()
                 except Exception:
+                    if self._stopped:
+                        break  # the sockets were closed while a handler was stuck
                     log.exception("the metrics endpoint failed and goes on")
                     time.sleep(0.05)
         finally:
