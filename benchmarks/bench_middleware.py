@@ -1,9 +1,10 @@
 """What a middleware adds to a request: ours and others' around the same app, in turn, in one process.
 
-    python -m benchmarks.bench_middleware [--json] [--rounds 15] [--requests 2000]
+    python -m benchmarks.bench_middleware [--json] [--rounds 150] [--requests 100]
 
-The app answers from memory, so its own cost is the framework's. Each round calls every variant; the figures are
-medians over the rounds, the added cost against the bare app of the same round.
+The app answers from memory, so its own cost is the framework's. Rounds are many and short, each calls every variant:
+the figures are medians over the rounds, the added cost is against the bare app of the same round, so that a machine
+that is busy for a while does not take sides.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import gc
 import json
+import random
 import statistics
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from prometheus_client import CollectorRegistry
 from gpuscale.publish.publication import Publication
 from gpuscale.settings import Settings
 
+_loop = asyncio.new_event_loop()
 Runner = Callable[[int], float]
 """Calls an app that many times; returns the seconds that it took."""
 
@@ -128,7 +131,7 @@ def asgi_runner(app: Any) -> Runner:
             await app(scope, cycle.receive, cycle.send)
         return time.perf_counter() - start
 
-    return lambda count: asyncio.run(calls(count))
+    return lambda count: _loop.run_until_complete(calls(count))
 
 
 def flask_app() -> Any:
@@ -216,10 +219,12 @@ def measure(variants: dict[str, Runner], rounds: int, requests: int) -> dict[str
     """Microseconds a request by variant, what is added to the bare app, and the ratio to it."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
-        run(requests // 10)
+        run(10 * requests)
+    shuffled = random.Random(0)
+    gc.collect()
     for _ in range(rounds):
-        for name, run in variants.items():
-            gc.collect()
+        # In another order each time: who comes after whom costs a microsecond by itself.
+        for name, run in shuffled.sample(list(variants.items()), len(variants)):
             times[name].append(run(requests) / requests * 1e6)
     bare = times["bare"]
     return {
@@ -234,8 +239,8 @@ def measure(variants: dict[str, Runner], rounds: int, requests: int) -> dict[str
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=150)
+    parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     results = {app: measure(variants, options.rounds, options.requests) for app, variants in groups().items()}

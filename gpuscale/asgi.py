@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from gpuscale.publish.publication import Publication
-from gpuscale.requests.accounting import RequestAccounting
 from gpuscale.requests.routes import AsgiRoutes
 
 Scope = MutableMapping[str, Any]
@@ -19,6 +18,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 COUNTED = "gpuscale.counted"
 """In the scope of a request that a middleware counts already: mounting two is harmless."""
 CLIENT_CLOSED_REQUEST = 499
+LAST_MESSAGES = frozenset(("http.response.body", "http.response.pathsend", "http.response.zerocopysend"))
+"""Messages that end an answer unless they say ``more_body``."""
 
 
 class MetricsMiddleware:
@@ -35,32 +36,98 @@ class MetricsMiddleware:
         self._excluded = frozenset(self.publication.settings.excluded_paths)
         self._on_app = self.publication.settings.on_app
         self._route = AsgiRoutes()
+        self._begin = self.publication.accounting.begin
+        self._end = self.publication.accounting.end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind == "http":
-            if scope["path"] in self._excluded or COUNTED in scope:
-                await self._uncounted(scope, receive, send)
-                return
-            request: _HttpRequest | _WebSocket = _HttpRequest(self, scope, receive, send)
-        elif kind == "websocket" and COUNTED not in scope:
-            request = _WebSocket(self, scope, receive, send)
-        elif kind == "lifespan":
-            await self._lifespan(scope, receive, send)
+        """Count an HTTP request; whatever else comes goes its own way.
+
+        The accounting of a request is closures over locals: an object with attributes costs a microsecond more.
+        """
+        if scope["type"] != "http":
+            await self._not_http(scope, receive, send)
             return
+        if scope["path"] in self._excluded or COUNTED in scope:
+            await self._uncounted(scope, receive, send)
+            return
+        publication = self.publication
+        if not publication.running:
+            self._start()
+        scope[COUNTED] = True
+        root = scope.get("app")
+        status = 500
+        ended = disconnected = False
+        # uvicorn keeps on its cycle whether the client has gone, even if the app never asks: then there is
+        # no need to listen to what it receives.
+        cycle = getattr(receive, "__self__", None)
+        started = self._begin()
+
+        async def send_body(message: Message, last: bool) -> None:
+            nonlocal disconnected, ended
+            try:
+                await send(message)
+            except OSError:
+                disconnected = True
+                raise
+            if last and not ended:
+                ended = True
+                self._finish(scope, root, started, status, disconnected or getattr(cycle, "disconnected", False))
+
+        def counting_send(message: Message) -> Awaitable[None]:
+            nonlocal status
+            kind = message["type"]
+            if kind == "http.response.start":
+                status = message["status"]
+            elif kind in LAST_MESSAGES:
+                return send_body(message, not message.get("more_body", False))
+            return send(message)  # without a coroutine of ours in between
+
+        if not hasattr(cycle, "disconnected"):
+            servers_receive = receive
+
+            async def receive() -> Message:
+                nonlocal disconnected
+                message = await servers_receive()
+                if message["type"] == "http.disconnect":
+                    disconnected = True
+                return message
+
+        try:
+            await self.app(scope, receive, counting_send)
+        except BaseException as error:
+            if not ended:  # after the last body byte it is a background task's affair, and no request's
+                gone = isinstance(error, asyncio.CancelledError) or type(error).__name__ == "ClientDisconnect"
+                gone = gone or disconnected or getattr(cycle, "disconnected", False)
+                self._finish(scope, root, started, 500, gone)
+            raise
+        if not ended:  # the app returned without a last body byte; the server breaks the answer off
+            self._finish(scope, root, started, 500, disconnected or getattr(cycle, "disconnected", False))
+
+    def _finish(self, scope: Scope, root: Any, started: float, status: int, gone: bool) -> None:
+        self._end(started, scope["method"], self._route(scope, root), CLIENT_CLOSED_REQUEST if gone else status)
+
+    def _start(self) -> None:
+        self.publication.start()
+        self.publication.loop_lag.start()
+
+    async def _not_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif scope["type"] == "websocket" and COUNTED not in scope:
+            await self._websocket(scope, receive, send)
         else:
             await self.app(scope, receive, send)
-            return
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self.publication.running:
+            self._start()
+        connection = _WebSocket(self, scope, receive, send)
         try:
-            # uvicorn keeps on its cycle whether the client has gone, even if the app never asks: then there is
-            # no need to listen to what it receives.
-            quiet = kind == "http" and hasattr(_cycle(receive), "disconnected")
-            await self.app(scope, receive if quiet else request.receive, request.send)
+            await self.app(scope, connection.receive, connection.send)
         except BaseException as error:
-            request.fail(error)
+            connection.fail(error)
             raise
-        if not request.ended:
-            request.abandon()
+        connection.abandon()
 
     async def _uncounted(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._on_app and scope["path"] in ("/metrics", "/metrics/"):
@@ -86,97 +153,12 @@ class MetricsMiddleware:
             publication.loop_lag.stop()
 
 
-class _HttpRequest:
-    """One request's accounting, between the server's ``send`` and the app."""
-
-    __slots__ = (
-        "_accounting", "_disconnected", "_middleware", "_receive", "_root", "_scope", "_send", "_started",
-        "_status", "ended",
-    )  # fmt: skip
-
-    def __init__(self, middleware: MetricsMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
-        publication = middleware.publication
-        if not publication.running:
-            publication.start()
-            publication.loop_lag.start()
-        self._middleware = middleware
-        self._scope = scope
-        self._root = scope.get("app")
-        self._send = send
-        self._receive = receive
-        self._status = 500
-        self._disconnected = False
-        self.ended = False
-        scope[COUNTED] = True
-        self._accounting: RequestAccounting = publication.accounting
-        self._started = publication.accounting.begin()
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self._disconnected = True
-        return message
-
-    def send(self, message: Message) -> Awaitable[None]:
-        kind = message["type"]
-        if kind == "http.response.start":
-            self._status = message["status"]
-        elif kind == "http.response.body":
-            # Without another coroutine for what is not the end.
-            if message.get("more_body", False):
-                return self._send_more(message)
-            return self._send_last(message)
-        elif kind == "http.response.pathsend" or (
-            kind == "http.response.zerocopysend" and not message.get("more_body", False)
-        ):
-            return self._send_last(message)
-        return self._send(message)
-
-    async def _send_more(self, message: Message) -> None:
-        try:
-            await self._send(message)
-        except OSError:
-            self._disconnected = True
-            raise
-
-    async def _send_last(self, message: Message) -> None:
-        try:
-            await self._send(message)
-        except OSError:
-            self._disconnected = True
-            raise
-        if not self.ended:
-            self._end(self._status)
-
-    def fail(self, error: BaseException) -> None:
-        """The app raised. After the last body byte that is a background task's affair, and no request's."""
-        if not self.ended:
-            gone = isinstance(error, asyncio.CancelledError) or type(error).__name__ == "ClientDisconnect"
-            self._end(CLIENT_CLOSED_REQUEST if gone else 500)
-
-    def abandon(self) -> None:
-        """The app returned without a last body byte; the server will break the answer off."""
-        self._end(500)
-
-    def _end(self, status: int) -> None:
-        self.ended = True
-        if self._disconnected or getattr(_cycle(self._receive), "disconnected", False):
-            status = CLIENT_CLOSED_REQUEST
-        scope = self._scope
-        route = self._middleware._route(scope, self._root)
-        self._accounting.end(self._started, scope["method"], route, status)
-
-
 class _WebSocket:
     """One connection's accounting: in flight for its lifetime, status 101 once accepted."""
 
-    __slots__ = ("_accounting", "_middleware", "_receive", "_root", "_scope", "_send", "_started", "_status", "ended")
+    __slots__ = ("_middleware", "_receive", "_root", "_scope", "_send", "_started", "_status", "ended")
 
     def __init__(self, middleware: MetricsMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
-        publication = middleware.publication
-        if not publication.running:
-            publication.start()
-            publication.loop_lag.start()
         self._middleware = middleware
         self._scope = scope
         self._root = scope.get("app")
@@ -185,8 +167,7 @@ class _WebSocket:
         self._status = 0
         self.ended = False
         scope[COUNTED] = True
-        self._accounting = publication.accounting
-        self._started = publication.accounting.begin()
+        self._started = middleware._begin()
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -218,8 +199,4 @@ class _WebSocket:
         if not self.ended:
             self.ended = True
             route = self._middleware._route(self._scope, self._root)
-            self._accounting.end(self._started, "WEBSOCKET", route, status)
-
-
-def _cycle(receive: Receive) -> object:
-    return getattr(receive, "__self__", None)
+            self._middleware._end(self._started, "WEBSOCKET", route, status)

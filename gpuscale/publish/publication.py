@@ -160,6 +160,7 @@ class Publication:
     def totals(self) -> RequestTotals:
         """The request numbers of all workers of the pod."""
         group = self._group
+        self.accounting.flush()
         return read_totals(self.accounting.slab) if group is None else group.totals()
 
     def snapshot(self) -> GpuSnapshot:
@@ -228,6 +229,7 @@ class Publication:
             self.accounting.move_to(slab)
             self.loop_lag.move_to(slab.slots)
             self._group = group
+        self.accounting.sharing = self._group is not None and self._group.may_have_others
         collector = MetricsCollector(self.snapshot, self.totals, buckets=self.settings.buckets)
         try:
             self.registry.register(collector)

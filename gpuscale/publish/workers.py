@@ -110,6 +110,11 @@ class WorkerGroup:
         return True
 
     @property
+    def may_have_others(self) -> bool:
+        """Whether other workers can be there: a supervisor starts them, or they were given the same folder."""
+        return self._explicit or supervisor_of() != process_identity()
+
+    @property
     def leads(self) -> bool:
         """Whether this process became the leader."""
         return self._leader_file is not None
@@ -160,7 +165,7 @@ class WorkerGroup:
             reader.close()
         self._readers = {}
         others = [stem for stem in self._stems() if stem != self.stem and self._is_alive(stem)]
-        alone = not others and not self._explicit and (self._private or supervisor_of() == process_identity())
+        alone = not others and (self._private or not self.may_have_others)
         if self._leader_file is not None:
             os.close(self._leader_file)
             self._leader_file = None

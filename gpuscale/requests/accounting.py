@@ -1,7 +1,7 @@
 """Begin and end of requests: the number in flight, its integral over time, counts and durations.
 
-This is the request path. A request costs two lock acquisitions, two packed stores and three additions; the rest
-of what a middleware costs is its own.
+This is the request path. A request costs two lock acquisitions, two packed stores and two additions: one histogram
+per method, route and status holds its count, too.
 """
 
 from __future__ import annotations
@@ -26,19 +26,26 @@ class RequestAccounting:
     ``buckets`` are the upper bounds of the duration histogram in seconds, ascending, without +Inf.
     """
 
+    __slots__ = (
+        "_buffer", "_in_flight", "_integral", "_last", "_lock", "_routes", "_sequence",
+        "_series", "_slab", "_slots", "_sum_offset", "buckets", "sharing",
+    )  # fmt: skip
+
     def __init__(self, slab: Slab | None = None, buckets: tuple[float, ...] = DEFAULT_BUCKETS) -> None:
         self.buckets = buckets
+        self._sum_offset = len(buckets) + 1
         self._lock = threading.Lock()
         self._slab = slab or Slab()
         self._buffer = self._slab.buffer
         self._slots = self._slab.slots
-        self._series: dict[tuple[str, str, int], tuple[int, int]] = {}
-        self._durations: dict[tuple[str, str], int] = {}
+        self._series: dict[tuple[str, str, int], int] = {}
         self._routes: set[str] = set()
         self._in_flight = 0
         self._integral = 0.0
         self._last = monotonic()
         self._sequence = 0.0
+        self.sharing = True
+        """Whether another process may read the slab at any time; else :meth:`flush` is enough, and cheaper."""
         self._store()
 
     @property
@@ -56,11 +63,11 @@ class RequestAccounting:
         with self._lock:
             now = monotonic()
             count = self._in_flight
-            self._integral = integral = self._integral + count * (now - self._last)
+            self._integral += count * (now - self._last)
             self._last = now
-            self._in_flight = count = count + 1
-            self._sequence = sequence = self._sequence + 1.0
-            _pack_into(self._buffer, 0, sequence, count, integral, now, sequence)
+            self._in_flight = count + 1
+            if self.sharing:
+                self._store()
         return now
 
     def end(self, started: float, method: str, route: str, status: int) -> None:
@@ -68,20 +75,18 @@ class RequestAccounting:
         with self._lock:
             now = monotonic()
             count = self._in_flight
-            self._integral = integral = self._integral + count * (now - self._last)
+            self._integral += count * (now - self._last)
             self._last = now
-            self._in_flight = count = count - 1
-            self._sequence = sequence = self._sequence + 1.0
-            _pack_into(self._buffer, 0, sequence, count, integral, now, sequence)
+            self._in_flight = count - 1
+            if self.sharing:
+                self._store()
             series = self._series.get((method, route, status))
             if series is None:
                 series = self._new_series(method, route, status)
             slots = self._slots
-            requests, durations = series
-            slots[requests] += 1.0
             duration = now - started
-            slots[durations + bisect_left(self.buckets, duration)] += 1.0
-            slots[durations + len(self.buckets) + 1] += duration
+            slots[series + bisect_left(self.buckets, duration)] += 1.0
+            slots[series + self._sum_offset] += duration
 
     def move_to(self, slab: Slab, *, fresh: bool = False) -> None:
         """Go on in another slab: with all numbers, or ``fresh`` from zero (in the child of a fork)."""
@@ -90,28 +95,30 @@ class RequestAccounting:
             self._lock = threading.Lock()
         with self._lock:
             old = self._slab
-            series, durations = self._series, self._durations
+            series, size = self._series, self._sum_offset + 1
             self._slab, self._buffer, self._slots = slab, slab.buffer, slab.slots
-            self._series, self._durations, self._routes = {}, {}, set()
+            self._series, self._routes = {}, set()
             if fresh:
                 self._in_flight, self._integral, self._last = 0, 0.0, monotonic()
             else:
-                for (method, route, status), (requests, _) in series.items():
-                    slab.slots[self._new_series(method, route, status)[0]] = old.slots[requests]
-                size = len(self.buckets) + 2
-                for labels, slot in durations.items():
-                    new = self._durations[labels]
+                for labels, slot in series.items():
+                    new = self._new_series(*labels)
                     slab.slots[new : new + size] = old.slots[slot : slot + size]
             self._store()
         if not fresh:
             old.close()
 
+    def flush(self) -> None:
+        """Bring the slab up to date for a reader of this process."""
+        with self._lock:
+            self._store()
+
     def _store(self) -> None:
         self._sequence += 1.0
         _pack_into(self._buffer, 0, self._sequence, self._in_flight, self._integral, self._last, self._sequence)
 
-    def _new_series(self, method: str, route: str, status: int) -> tuple[int, int]:
-        """Slots for labels that are new to this process; remembered under the labels as given.
+    def _new_series(self, method: str, route: str, status: int) -> int:
+        """First slot for labels that are new to this process; remembered under the labels as given.
 
         Unknown methods, statuses outside 100-599 and routes beyond the limit share one value each. What
         does not fit into the slab any more shares the overflow's series, which fits always: it is made first.
@@ -129,22 +136,15 @@ class RequestAccounting:
         known = (known_method, known_route, known_status)
         series = self._series.get(known)
         if series is None:
+            label = str(known_status) if known_status else OVERFLOW_ROUTE
             try:
-                series = self._allocate(*known)
+                series = self._slab.allocate((known_method, known_route, label), self._sum_offset + 1)
             except SlabFullError:
                 series = self._series[(OTHER_METHOD, OVERFLOW_ROUTE, 0)]
             self._series[known] = series
         if known != (method, route, status) and len(self._series) < 4 * MAX_ROUTES:
             self._series[(method, route, status)] = series
         return series
-
-    def _allocate(self, method: str, route: str, status: int) -> tuple[int, int]:
-        durations = self._durations.get((method, route))
-        if durations is None:
-            durations = self._slab.allocate("duration", (method, route), len(self.buckets) + 2)
-            self._durations[(method, route)] = durations
-        label = str(status) if status else OVERFLOW_ROUTE
-        return self._slab.allocate("requests", (method, route, label), 1), durations
 
 
 def in_flight_seconds(accounting: RequestAccounting, now: float | None = None) -> float:

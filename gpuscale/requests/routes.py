@@ -43,6 +43,11 @@ class StarletteRoutes:
             return templates[0]
         return next((template for template in templates if _matches(template, path)), UNMATCHED_ROUTE)
 
+    def is_unique(self, selected: Any) -> bool:
+        """Whether this route stands for one template only; its reference is kept, so its identity stays its own."""
+        found = self._templates.get(id(selected))
+        return found is not None and len(found[1]) == 1
+
     def _rebuild(self) -> None:
         self._templates = {}
         for target, template in _walk(getattr(self._root, "routes", ()), "", 0):
@@ -93,9 +98,16 @@ class AsgiRoutes:
 
     def __init__(self) -> None:
         self._apps: dict[int, StarletteRoutes] = {}
+        self._unique: dict[int, str] = {}
 
     def __call__(self, scope: Mapping[str, Any], root: Any) -> str:
         """``root`` is ``scope["app"]`` as it was before the app ran: a mounted app replaces it."""
+        template = self._unique.get(id(scope.get("route")))
+        if template is not None and ROUTE_KEY not in scope:
+            return template
+        return self._find(scope, root)
+
+    def _find(self, scope: Mapping[str, Any], root: Any) -> str:
         template = scope.get(ROUTE_KEY) or scope.get("path_template")
         if template:
             return str(template)
@@ -105,7 +117,10 @@ class AsgiRoutes:
         routes = self._apps.get(id(root))
         if routes is None:
             routes = self._apps[id(root)] = StarletteRoutes(root)
-        return routes.template(selected, scope["path"])
+        template = routes.template(selected, scope["path"])
+        if selected is scope.get("route") and routes.is_unique(selected):
+            self._unique[id(selected)] = template
+        return template
 
 
 def wsgi_route(environ: Mapping[str, Any]) -> str:

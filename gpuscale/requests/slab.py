@@ -7,7 +7,7 @@ them. The layout (in slots of 8 bytes):
 0-4    the in-flight record: sequence, in flight, integral (s), time of the last event, sequence
 5      when the event loop should tick next (CLOCK_MONOTONIC seconds), 0 without a loop
 8-39   the worst lag of each of the last seconds: 16 pairs of (second, lag)
-64-    counters and histograms, in the order in which their labels were first seen
+64-    one histogram per method, route and status, in the order in which they were first seen
 ====== ==========================================================================================
 
 Slots never move, so a reader needs no lock. A slot is written by one aligned store; what must be read together
@@ -32,11 +32,12 @@ IN_FLIGHT_RECORD = struct.Struct("@5d")
 
 
 class SeriesKey(NamedTuple):
-    """What a run of slots means: ``kind`` is ``requests`` (1 slot) or ``duration`` (buckets, +Inf, sum)."""
+    """A histogram's run of ``size`` slots: counts per bucket (not cumulative), that of +Inf, the sum in seconds."""
 
-    kind: str
     slot: int
-    labels: tuple[str, ...]
+    size: int
+    labels: tuple[str, str, str]
+    """Method, route, status."""
 
 
 class InFlight(NamedTuple):
@@ -81,17 +82,17 @@ class Slab:
             raise ValueError("a slab in private memory has no file")
         return self._file
 
-    def allocate(self, kind: str, labels: tuple[str, ...], size: int) -> int:
+    def allocate(self, labels: tuple[str, str, str], size: int) -> int:
         """The first of ``size`` zeroed slots for a new series. Raises SlabFullError."""
         slot = self._next
         if slot + size > SLOTS:
             raise SlabFullError
         self._next += size
-        key = SeriesKey(kind, slot, labels)
+        key = SeriesKey(slot, size, labels)
         self.keys.append(key)
         if self._keys_file is not None:
             # One write per line: a reader never takes half a line for a whole one.
-            os.write(self._keys_file, json.dumps([kind, slot, labels]).encode() + b"\n")
+            os.write(self._keys_file, json.dumps(key).encode() + b"\n")
         return slot
 
     def close(self) -> None:
@@ -136,8 +137,8 @@ class SlabReader:
 
 def _parse_keys(lines: bytes) -> Iterator[SeriesKey]:
     for line in lines.splitlines():
-        kind, slot, labels = json.loads(line)
-        yield SeriesKey(kind, slot, tuple(labels))
+        slot, size, (method, route, status) = json.loads(line)
+        yield SeriesKey(slot, size, (method, route, status))
 
 
 def keys_path(slab_path: str) -> str:

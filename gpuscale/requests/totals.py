@@ -62,17 +62,12 @@ def read_totals(slab: Slab | SlabReader, now: float | None = None) -> RequestTot
     now = monotonic() if now is None else now
     in_flight = read_in_flight(slab)
     totals = RequestTotals(in_flight.number, in_flight.integral_at(now), loop_lag=read_lag(slab.slots, now))
-    # Keys are listed in the order of their slots; the run of a histogram ends where the next series begins.
-    keys = list(slab.keys)
-    sizes = [after.slot - key.slot for key, after in zip(keys, keys[1:], strict=False)]
-    for position, (kind, slot, labels) in enumerate(keys):
-        if kind == "requests":
-            method, route, status = labels
-            totals.requests[(method, route, status)] = slab.slots[slot]
-        elif position < len(sizes):
-            method, route = labels
-            run: memoryview[float] = slab.slots[slot : slot + sizes[position]]
-            totals.durations[(method, route)] = list(run)
+    for slot, size, labels in list(slab.keys):
+        run: memoryview[float] = slab.slots[slot : slot + size]
+        values = list(run)
+        totals.requests[labels] = sum(values[:-1])
+        both = totals.durations.get(labels[:2])
+        totals.durations[labels[:2]] = values if both is None else [a + b for a, b in zip(both, values, strict=True)]
     return totals
 
 
