@@ -1,0 +1,82 @@
+"""The walk that the documentation leads through: idle, load, more pods, and back to one."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from tests.e2e.kube import Watch, custom, external, kubectl, pods, wait_for
+from tests.e2e.service import NAME, SELECTOR, Service
+
+PER_POD = {
+    "memory_used_bytes_current": "nvidia_gpu_memory_used_bytes",
+    "temperature_celsius_current": "nvidia_gpu_temperature_celsius",
+    "power_usage_milliwatts_current": "nvidia_gpu_power_usage_milliwatts",
+}
+
+
+def test_walk(service: Service, output: Path) -> None:
+    service.apply("bert-intent", "hpa", cpu="600m")
+
+    def idle() -> bool:
+        line = kubectl("get", "hpa", "-n", service.namespace, "gpu-hpa", "--no-headers")
+        return bool(re.search(r"\s0/20\s", line))
+
+    wait_for("`kubectl get hpa` shows 0/20", idle, 180)
+    assert service.predict("music") == "PlayMusic"
+    (pod,) = pods(service.namespace, SELECTOR)
+    _values_are_the_pod_s_own(service, pod["metadata"]["name"])
+
+    with Watch(service.namespace, "gpu-hpa", NAME, output) as watch:
+        watch.mark("hey -n 10000 -c 100")
+        hey = service.hey("-n", "10000", "-c", "100")
+        try:
+            wait_for("TARGETS over 20", lambda: _duty_cycle(watch) > 20, 150)
+            _duty_cycle_is_the_pod_s_own(service, pod["metadata"]["name"])
+            wait_for("a second pod", lambda: service.ready() >= 2, 180)
+            said, _ = hey.communicate(timeout=420)
+        finally:
+            hey.kill()
+        watch.mark("the load has ended")
+        (output / "hey.txt").write_text(said)
+        answered = re.findall(r"\[(\d+)\]\s+(\d+) responses", said)
+        assert answered == [("200", "10000")], said
+        assert "Error distribution" not in said
+        wait_for("one pod again", lambda: len(pods(service.namespace, SELECTOR, ready=False)) == 1, 540)
+    assert max(watch.replicas()) >= 2
+
+
+def _duty_cycle(watch: Watch) -> float:
+    return float(watch.rows[-1]["metrics"].get("duty_cycle_current", 0.0))
+
+
+def _values_are_the_pod_s_own(service: Service, pod: str) -> None:
+    """Idle values stand still, so that the APIs' and the pod's own must be equal."""
+    own = service.own_metrics(pod)
+    for metric, series in PER_POD.items():
+        expected = sum(value for name, value in own.items() if name.startswith(series))
+        assert expected > 0
+        assert custom(service.namespace, metric) == {pod: expected}
+        assert external(service.namespace, metric, NAME) == expected
+    assert custom(service.namespace, "duty_cycle_current")[pod] < 1
+    assert external(service.namespace, "duty_cycle_current", NAME) is not None
+    assert external(service.namespace, "requests_in_flight_current", NAME) is not None
+    assert external(service.namespace, "requests_in_flight_current", "another") is None
+
+
+def _duty_cycle_is_the_pod_s_own(service: Service, pod: str) -> None:
+    """Once the load has lasted for the window, the minute's mean is that of the pod's own counter."""
+
+    def busy() -> float:
+        return sum(
+            value
+            for name, value in service.own_metrics(pod).items()
+            if name.startswith("nvidia_gpu_busy_seconds_total")
+        )
+
+    first, begun = busy(), time.monotonic()
+    time.sleep(60)
+    mean = 100 * (busy() - first) / (time.monotonic() - begun)
+    told = custom(service.namespace, "duty_cycle_current")[pod]
+    assert abs(told - mean) <= 12, (told, mean)
