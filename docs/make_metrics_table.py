@@ -11,8 +11,8 @@ from gpuscale.catalogue import CATALOGUE
 
 HEAD = """# The series on a pod's metrics port
 Made from `gpuscale/catalogue.py` by `python docs/make_metrics_table.py`; do not edit by hand. Text and OpenMetrics
-formats, by the scraper's `Accept` header. A value that is not known is absent, never 0. GPU series of a MIG instance have
-its own `uuid`, the parent's `minor_number`, and its profile in `name`. A simulated GPU says so in `name` and in
+formats, by the scraper's `Accept` header. A value that is not known is absent, never 0. GPU series of a MIG instance
+have its own `uuid`, the parent's `minor_number`, and its profile in `name`. A simulated GPU says so in `name` and in
 `gpuscale_info`.
 
 | series | type | labels | meaning | OpenTelemetry |

@@ -16,9 +16,23 @@ from gpuscale.requests.totals import read_totals
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FULL = GpuReading(
-    GpuIdentity("GPU-1", "Test GPU", "0"), True, 0.5, 42.0, 12.5, 1, 2, 3, 50.0, 70000.0, 8.0, 30.0,
-    {"transmit": 1.0, "receive": 2.0}, {"transmit": 3.0, "receive": 4.0}, "samples", {"GPU_IS_LOST": 2},
-)  # fmt: skip
+    GpuIdentity("GPU-1", "Test GPU", "0"),
+    up=True,
+    sample_age_seconds=0.5,
+    duty_cycle=42.0,
+    busy_seconds=12.5,
+    memory_used_bytes=1,
+    memory_total_bytes=2,
+    own_memory_used_bytes=3,
+    temperature_celsius=50.0,
+    power_milliwatts=70000.0,
+    energy_joules=8.0,
+    fan_speed_percent=30.0,
+    pcie_bytes={"transmit": 1.0, "receive": 2.0},
+    nvlink_bytes={"transmit": 3.0, "receive": 4.0},
+    utilization_method="samples",
+    errors={"GPU_IS_LOST": 2},
+)
 
 
 def test_the_docs_are_the_table() -> None:
