@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from types import FrameType
 
@@ -46,13 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     return serve(settings)
 
 
-def first_lines(settings: ServiceSettings, environ: Mapping[str, str], simulate_without_gpu: bool) -> list[str]:
+def first_lines(settings: ServiceSettings, environ: MutableMapping[str, str], simulate_without_gpu: bool) -> list[str]:
     """What a person must know first. Chooses GPUSCALE_GPU=simulated when that was allowed and there is no driver."""
     shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     lines = [f'The service starts; ask it: curl "http://{shown}:{settings.port}/predict?query=music"']
     driver = any(Path(path).exists() for path in DRIVER_FILES)
     if simulate_without_gpu and not driver and not environ.get("GPUSCALE_GPU"):
-        os.environ["GPUSCALE_GPU"] = "simulated"
+        environ["GPUSCALE_GPU"] = "simulated"
     if environ.get("GPUSCALE_GPU") == "simulated":
         lines.append("GPU series are SIMULATED: they follow this process's own CPU time (GPUSCALE_GPU=simulated).")
     elif not driver and environ.get("GPUSCALE_GPU", "nvml") == "nvml":

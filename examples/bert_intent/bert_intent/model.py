@@ -103,7 +103,9 @@ def load(settings: ServiceSettings, threads: int) -> BertClassifier:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     device = _device(settings.device)
     torch.set_num_threads(threads)
     local = os.path.isdir(settings.model)
@@ -113,7 +115,7 @@ def load(settings: ServiceSettings, threads: int) -> BertClassifier:
         model = AutoModelForSequenceClassification.from_pretrained(
             settings.model, local_files_only=local, dtype=precision
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the formats' libraries each have errors of their own
         raise ModelError(f"cannot load BERT_MODEL={settings.model}: {error}") from error
     if model.config.num_labels < 2:
         raise ModelError(f"BERT_MODEL={settings.model} has {model.config.num_labels} label; a classifier has 2 or more")

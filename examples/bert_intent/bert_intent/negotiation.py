@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 TEXT_TYPES = ("text/html", "text/plain")
-JSON_TYPES = ("application/json",)
+"""What answers and problems are as text; the second counts where a client does not speak of the first."""
+JSON_TYPE = "application/json"
 
 
 @lru_cache(maxsize=256)
@@ -17,8 +18,9 @@ def prefers_json(accept: str, default: bool = False) -> bool:
     ranges = _ranges(accept)
     if not ranges:
         return default
-    as_json = max(_quality(ranges, media_type) for media_type in JSON_TYPES)
-    as_text = max(_quality(ranges, media_type) for media_type in TEXT_TYPES)
+    as_json = _quality(ranges, JSON_TYPE) or 0.0
+    html, plain = (_quality(ranges, media_type) for media_type in TEXT_TYPES)
+    as_text = html if html is not None else plain or 0.0
     return default if as_json == as_text else as_json > as_text
 
 
@@ -48,10 +50,10 @@ def _weight(value: str) -> float | None:
     return weight if 0 <= weight <= 1 else None
 
 
-def _quality(ranges: dict[str, float], media_type: str) -> float:
-    """The weight of the most specific range that matches; 0 where none does."""
+def _quality(ranges: dict[str, float], media_type: str) -> float | None:
+    """The weight of the most specific range that matches; None where none does."""
     kind = media_type.partition("/")[0]
     for media_range in (media_type, f"{kind}/*", "*/*"):
         if media_range in ranges:
             return ranges[media_range]
-    return 0.0
+    return None
