@@ -56,7 +56,7 @@ def environment(python: str, version: str) -> Path:
     if not stamp.exists() or stamp.read_text() != digest:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([python, "-m", "venv", folder], check=True)
-        pip = [interpreter, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        pip = [str(interpreter), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         subprocess.run([*pip, "-c", "constraints.txt", "-r", "tests/requirements.txt", "-e", "."], check=True, cwd=ROOT)
         stamp.write_text(digest)
     return interpreter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
 import pytest
@@ -17,8 +17,8 @@ from gpuscale.publish.publication import Publication
 from gpuscale.requests.totals import read_totals
 from gpuscale.settings import Settings
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 START = {"type": "http.response.start", "status": 200, "headers": []}
 
 
@@ -39,7 +39,7 @@ async def nothing() -> dict[str, Any]:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-async def drop(message: dict[str, Any]) -> None:
+async def drop(message: MutableMapping[str, Any]) -> None:
     """A server that takes everything."""
 
 
@@ -128,7 +128,7 @@ def test_a_send_that_fails_is_a_499(publication: Publication, chunk: bool) -> No
         await send(START)
         await send({"type": "http.response.body", "body": b"", "more_body": chunk})
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.body":
             raise BrokenPipeError
 
@@ -213,7 +213,7 @@ def test_in_flight_never_leaks(plan: list[tuple[str, int, int]]) -> None:
     publication = Publication(Settings.create({}, port=0, gpu="none"))
     publication.running = True
 
-    async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
         outcome = scope["outcome"]
         for _ in range(scope["pauses"]):
             await asyncio.sleep(0)
@@ -245,7 +245,7 @@ def test_in_flight_never_leaks(plan: list[tuple[str, int, int]]) -> None:
         for outcome, pauses, cancel_after in plan:
             kind = "websocket" if outcome == "websocket" else "http"
             given = {**scope(kind=kind), "outcome": outcome, "pauses": pauses}
-            task = asyncio.create_task(middleware(given, gone, drop))  # type: ignore[arg-type]
+            task = asyncio.create_task(middleware(given, gone, drop))
             tasks.append(task)
             for _ in range(cancel_after):
                 await asyncio.sleep(0)

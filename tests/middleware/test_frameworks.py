@@ -235,12 +235,12 @@ def test_the_endpoint_publishes_the_contracts_series_and_the_apps_own(opened: li
     info = page["gpuscale_info"].samples[0].labels
     assert info["mode"] == "in-process"
     assert info["version"] == gpuscale.__version__
-    names = [sample.name for sample in registry.collect() for sample in sample.samples]
+    names = [sample.name for family in registry.collect() for sample in family.samples]
     assert "gpuscale_requests_in_flight" in names
     handle.close()
     with pytest.raises(OSError):
         scrape(handle.metrics_url)
-    assert "gpuscale_requests_in_flight" not in [f.name for f in registry.collect()]
+    assert "gpuscale_requests_in_flight" not in [family.name for family in registry.collect()]
 
 
 def test_a_second_call_returns_the_same_handle(opened: list[gpuscale.Metrics[Any]]) -> None:

@@ -94,14 +94,23 @@ def test_the_wheel_installs_and_works_alone(tmp_path: Path) -> None:
     assert len(wheels) == 1
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env/bin/python"
-    install = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install", "-c", ROOT / "constraints.txt"]
+    install = [
+        str(python),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "-q",
+        "install",
+        "-c",
+        str(ROOT / "constraints.txt"),
+    ]
     subprocess.run([*install, wheels[0]], check=True, timeout=300)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [python, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    command = [tmp_path / "env/bin/gpuscale", "--help"]
+    command = [str(tmp_path / "env/bin/gpuscale"), "--help"]
     help_text = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
     )

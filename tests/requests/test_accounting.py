@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuscale.catalogue import OTHER_METHOD, OVERFLOW_ROUTE
+from gpuscale.catalogue import METHODS, OTHER_METHOD, OVERFLOW_ROUTE
 from gpuscale.requests import accounting as accounting_module
 from gpuscale.requests.accounting import MAX_ROUTES, RequestAccounting
 from gpuscale.requests.slab import FIRST_SERIES_SLOT, SLOTS, Slab, SlabReader, read_in_flight
@@ -116,7 +116,7 @@ def test_a_full_slab_counts_on_in_the_overflow() -> None:
     requests = RequestAccounting(buckets=buckets)
     wanted = 2 * (SLOTS - FIRST_SERIES_SLOT) // (len(buckets) + 2)
     for number in range(wanted):
-        method = accounting_module.METHODS[number % 10]
+        method = METHODS[number % 10]
         requests.end(requests.begin(), method, f"/{number // 10 % 400}", 200)
     totals = read_totals(requests.slab)
     assert sum(totals.requests.values()) == wanted
