@@ -62,7 +62,6 @@ class NvmlDevice:
         self._failures: list[str] = []
         self._dry_looks = 0
         self._gpm = None if gpu_instance is None else GpmMeter(nvml, parent, gpu_instance)
-        self._processes_known = False
 
     @property
     def utilization_period(self) -> float:
@@ -175,7 +174,7 @@ class NvmlDevice:
             degrees = self._call("nvmlDeviceGetTemperatureV", nvml.nvmlDeviceGetTemperatureV, handle, TEMPERATURE_GPU)
         if degrees is None and self._lacks("nvmlDeviceGetTemperatureV"):
             degrees = self._call("nvmlDeviceGetTemperature", nvml.nvmlDeviceGetTemperature, handle, TEMPERATURE_GPU)
-        raw.temperature_celsius = self._possible(degrees, HOTTEST, least=-HOTTEST)
+        raw.temperature_celsius = self._possible(degrees, HOTTEST)
 
     def _read_traffic(self, raw: RawReading) -> None:
         fields = self._call(
@@ -265,10 +264,10 @@ class NvmlDevice:
         del self._lacking[name]
         return False
 
-    def _possible(self, value: Any, most: float, least: float = 0) -> float | None:
+    def _possible(self, value: Any, most: float) -> float | None:
         if value is None:
             return None
-        if not least <= value <= most:
+        if not 0 <= value <= most:
             self._failures.append(IMPOSSIBLE_VALUE)
             return None
         return float(value)

@@ -29,10 +29,8 @@ class Candidate:
 
     def named(self, token: str) -> bool:
         """Whether a UUID (its GPU's, too) or ``index`` or ``index:place`` means this device."""
-        if token.isdigit():
-            return int(token) == self.index
-        if token.replace(":", "", 1).isdigit():
-            return token == f"{self.index}:{self.place}"
+        if _is_index(token):
+            return token in (str(self.index), f"{self.index}:{self.place}")
         if token.startswith("MIG-GPU-") and self.place is not None:  # before driver 470
             name = f"MIG-{self.parent_uuid}/{self.gpu_instance}/{self.compute_instance}"
             return token in (self.uuid, name)
@@ -65,10 +63,14 @@ class Decision:
         return chosen
 
 
+def _is_index(name: str) -> bool:
+    return name.isascii() and name.replace(":", "", 1).isdecimal()
+
+
 def _named(shown: list[Candidate], names: tuple[str, ...]) -> list[Candidate]:
     """Indices count the host's devices, but inside a container NVML numbers what it shows anew: they narrow only
     where they can mean what is shown, and where as many are shown as are named, nothing is left to narrow."""
-    indices = all(name.replace(":", "", 1).isdigit() for name in names)
+    indices = all(_is_index(name) for name in names)
     if indices and len(shown) <= len(set(names)):
         return shown
     return [device for device in shown if any(device.named(name) for name in names)]

@@ -24,18 +24,19 @@ def own_memory(entries: Sequence[tuple[int, int | None]], proc: Path = Path("/pr
         return None  # nobody, or a driver that hides its list from containers
     on_host = _namespace(proc) == INITIAL_PID_NAMESPACE
     group = _cgroup(proc, "self") if on_host else ""
-    total = 0
+    total = visible = 0
     for pid, used in dict(entries).items():
         if not (proc / str(pid)).exists():
             if on_host:
                 continue  # it ended meanwhile
             return None
+        visible += 1
         if on_host and _cgroup(proc, str(pid)) != group:
             continue
         if used is None:
             return None
         total += used
-    return total
+    return total if visible else None
 
 
 def _namespace(proc: Path) -> str:

@@ -29,6 +29,13 @@ MOST_TRACKS = 256
 FORMAT = 1
 """Of ``dump``: another format is not restored."""
 
+METHODS: Mapping[str | None, str] = {
+    "samples": "is integrated from the driver's samples",
+    "rates": "is integrated from the driver's last period (rates): short loads may be missed",
+    "gpm": "is integrated from GPU performance monitoring (gpm)",
+    None: "cannot be read from this device; its series are absent",
+}
+"""How utilisation is obtained, for people."""
 _READING = "no reading yet"
 
 
@@ -76,6 +83,7 @@ class Sampler:
         self._heartbeat = clock()
         self._crashes = 0
         self._said = ""
+        self._methods: dict[str, str | None] = {}
         self._thread: threading.Thread | None = None
         self._pid = 0
         self._stop = threading.Event()
@@ -172,6 +180,7 @@ class Sampler:
             self._next_read = max(self._next_read + self.interval, now + self.interval / 2)
             if self._each(Track.read, list(self._tracks.values())) and self._failing_since is None:
                 self._retry_after = self._first_retry
+            self._say_methods()
             self._hand_out()
         else:
             self._each(Track.look, [track for track in self._tracks.values() if track.due <= now])
@@ -187,6 +196,16 @@ class Sampler:
     def _beat(self) -> float:
         self._heartbeat = now = self._clock()
         return now
+
+    def _say_methods(self) -> None:
+        """How each GPU's utilisation is obtained, whenever that changes."""
+        methods = {track.identity.uuid: track.method for track in self._tracks.values() if track.settled}
+        if methods != self._methods:
+            for uuid, method in methods.items():
+                if method != self._methods.get(uuid, ""):
+                    how = METHODS[method]
+                    logger.info("GPU %s: utilisation %s", uuid, how)
+            self._methods = methods
 
     def _hand_out(self) -> None:
         if self._on_cycle is None:

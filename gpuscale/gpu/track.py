@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpuscale.gpu.counters import MOST_BYTES_PER_SECOND, MOST_WATTS, MeanPower, RunningCount
-from gpuscale.gpu.reading import GpuIdentity, GpuReading
+from gpuscale.gpu.reading import GpuIdentity, GpuReading, UtilizationMethod
 from gpuscale.gpu.source import IMPOSSIBLE_VALUE, DeviceLostError, GpuDevice, RawReading
 from gpuscale.gpu.utilization import BusyIntegral
 
@@ -36,16 +36,29 @@ class Track:
         )
         self._power = MeanPower()
         self._empty_reads = 0
+        self._reads = 0
         self._counts: dict[str, RunningCount] = {}
         for name, most in _COUNT_LIMITS.items():
             self._counts[name] = RunningCount(most, *state.get("counts", {}).get(name, ()))
-        self._values = GpuReading(identity, up=False)
-        if "values" in state:
-            self._values = replace(self._values, **state["values"])
-        self._read_at: float | None = state.get("read_at")
-        self._utilization_at: float | None = state.get("utilization_at")
+        values = GpuReading(identity, up=False, **state.get("values", {}))
+        #: (values, when they were read, when utilisation was), replaced at once so that they belong together.
+        self._last: tuple[GpuReading, float | None, float | None] = (
+            values,
+            state.get("read_at"),
+            state.get("utilization_at"),
+        )
         #: Host time before which utilisation need not be looked at again.
         self.due = 0.0
+
+    @property
+    def method(self) -> UtilizationMethod | None:
+        """How utilisation was obtained last."""
+        return self._last[0].utilization_method
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is clear by now how utilisation is obtained: GPM needs two looks, others may fail once."""
+        return self.method is not None or self._reads >= 3
 
     def count_errors(self, reasons: list[str]) -> None:
         """Adds failed calls to this GPU's counters."""
@@ -57,65 +70,74 @@ class Track:
 
     def look(self, at: float) -> bool:
         """Reads and integrates the utilisation; whether there was any. Raises DeviceLostError."""
+        values, looked_at = self._look(at)
+        before, read_at, _ = self._last
+        self._last = (replace(before, **values), read_at, looked_at)
+        return bool(values)
+
+    def read(self, at: float) -> bool:
+        """Reads everything; whether it was a good reading. Raises DeviceLostError."""
+        values, looked_at = self._look(at)
+        try:
+            raw = self._present().read()
+        except DeviceLostError as lost:
+            self.count_errors([lost.reason])
+            raise
+        taken = self._take(raw, at)
+        self.count_errors(raw.failures)
+        if raw.empty and not values:
+            self._empty_reads += 1
+            if self._empty_reads >= EMPTY_READS:  # every call fails, whatever the code: open it all anew
+                raise DeviceLostError(raw.failures[-1] if raw.failures else "NO_DATA")
+            return False
+        self._empty_reads = 0
+        self._reads += 1
+        self._last = (replace(self._last[0], **values, **taken), at, looked_at)
+        self.lost_since = None
+        return True
+
+    def _look(self, at: float) -> tuple[dict[str, Any], float | None]:
+        """The values of utilisation, {} if there were none, and when it was last known."""
         device = self._present()
         self.due = at + device.utilization_period
         failures: list[str] = []
+        looked_at = self._last[2]
+        values: dict[str, Any] = {}
         try:
             raw = device.read_utilization(self._integral.query_cursor, failures)
         except DeviceLostError as lost:
             self.count_errors([*failures, lost.reason])
             raise
         if raw is not None:
-            failures += [IMPOSSIBLE_VALUE] * self._integral.add(raw, at)
-            if not failures or raw.samples:
-                self._utilization_at = at
-            self._values = replace(
-                self._values,
-                utilization_method=raw.method,
-                duty_cycle=self._integral.duty_cycle(),
-                busy_seconds=self._integral.busy_seconds,
-                observed_seconds=self._integral.observed_seconds,
-            )
+            bad = self._integral.add(raw, at)
+            failures += [IMPOSSIBLE_VALUE] * bad
+            if raw.idle or (raw.method == "samples" and bad < len(raw.samples)) or (not raw.samples and not bad):
+                looked_at = at
+            values = {
+                "utilization_method": raw.method,
+                "duty_cycle": self._integral.duty_cycle(),
+                "busy_seconds": self._integral.busy_seconds,
+                "observed_seconds": self._integral.observed_seconds,
+            }
         self.count_errors(failures)
-        return raw is not None
-
-    def read(self, at: float) -> bool:
-        """Reads everything; whether it was a good reading. Raises DeviceLostError."""
-        looked = self.look(at)
-        try:
-            raw = self._present().read()
-        except DeviceLostError as lost:
-            self.count_errors([lost.reason])
-            raise
-        values = self._take(raw, at)
-        self.count_errors(raw.failures)
-        if raw.empty and not looked:
-            self._empty_reads += 1
-            if self._empty_reads >= EMPTY_READS:  # every call fails, whatever the code: open it all anew
-                raise DeviceLostError(raw.failures[-1] if raw.failures else "NO_DATA")
-            return False
-        self._empty_reads = 0
-        self._values = replace(self._values, **values)
-        self._read_at = at
-        self.lost_since = None
-        return True
+        return values, looked_at
 
     def reading(self, now: float, staleness: float) -> GpuReading:
         """The last good reading as it is to be published at ``now``."""
-        read_at, values = self._read_at, self._values
+        values, read_at, looked_at = self._last
         age = None if read_at is None else max(0.0, now - read_at)
         if age is None or age > staleness or self.lost_since is not None:
             return GpuReading(self.identity, up=False, sample_age_seconds=age, errors=self.errors)
-        looked_at = self._utilization_at
         if looked_at is None or now - looked_at > staleness:
             values = replace(values, duty_cycle=None, busy_seconds=None, observed_seconds=None, utilization_method=None)
         return replace(values, up=True, sample_age_seconds=age, errors=self.errors)
 
     def dump(self) -> dict[str, Any]:
         """JSON types from which ``restored`` continues."""
+        last, read_at, utilization_at = self._last
         values = {
             name: dict(value) if isinstance(value, Mapping) else value
-            for name, value in self._values.__dict__.items()
+            for name, value in last.__dict__.items()
             if value is not None and name not in ("identity", "up", "sample_age_seconds", "errors")
         }
         return {
@@ -125,8 +147,8 @@ class Track:
             "observed": self._integral.observed_seconds,
             "counts": {name: [count.value, count.raw, count.at] for name, count in self._counts.items()},
             "errors": dict(self.errors),
-            "read_at": self._read_at,
-            "utilization_at": self._utilization_at,
+            "read_at": read_at,
+            "utilization_at": utilization_at,
             "values": values,
         }
 

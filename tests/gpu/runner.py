@@ -1,0 +1,104 @@
+"""A process with a sampler on the stubbed driver: commands as lines on stdin, answers as JSON lines on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from gpuscale.gpu.reading import snapshot_to_json
+from gpuscale.gpu.sampler import Sampler
+from gpuscale.gpu.source import create_source
+
+
+def resources() -> dict[str, int]:
+    """What must not grow: resident KiB, file descriptors, threads."""
+    with open("/proc/self/status") as status:
+        lines = dict(line.split(":", 1) for line in status)
+    return {
+        "rss": int(lines["VmRSS"].split()[0]),
+        "threads": int(lines["Threads"]),
+        "fds": len(os.listdir("/proc/self/fd")),
+    }
+
+
+def answer(value: Any) -> None:
+    """One line."""
+    print(json.dumps(value), flush=True)
+
+
+def shot(sampler: Sampler) -> dict[str, Any]:
+    """A snapshot with the time it is of and how long it took."""
+    begin = time.monotonic()
+    snapshot = sampler.snapshot()
+    took = time.monotonic() - begin
+    return {**snapshot_to_json(snapshot), "at": begin, "took": took, "num_devices": snapshot.num_devices}
+
+
+def in_child(options: dict[str, Any]) -> dict[str, Any]:
+    """Forks, samples in the child until there is a reading, and returns the child's last snapshot."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            child = Sampler(create_source("nvml"), **options)
+            child.start()
+            until = time.monotonic() + 5
+            while child.snapshot().num_devices == 0 and time.monotonic() < until:
+                time.sleep(0.02)
+            os.write(writer, json.dumps(shot(child)).encode())
+            child.stop(1)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        raw = pipe.read()
+    os.waitpid(pid, 0)
+    return dict(json.loads(raw))
+
+
+def main() -> None:
+    """Commands: snapshot, dump, resources, cpu, fork, stop, exec."""
+    options = json.loads(sys.argv[1])
+    logging.basicConfig(level=options.pop("log_level", "WARNING"))
+    source = options.pop("source", "nvml")
+    started = options.pop("start", True)
+    sampler = Sampler(create_source(source), **options)
+    if started:
+        sampler.start()
+
+    def terminated(*_: object) -> None:
+        sampler.stop(1.0)
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, terminated)
+    for line in sys.stdin:
+        command = line.strip()
+        if command == "snapshot":
+            answer(shot(sampler))
+        elif command == "start":
+            sampler.start()
+            answer(True)
+        elif command == "dump":
+            answer(sampler.dump())
+        elif command == "resources":
+            answer(resources())
+        elif command == "cpu":
+            answer({"cpu": time.process_time(), "at": time.monotonic()})
+        elif command == "fork":
+            options.pop("restored", None)
+            answer(in_child(options))
+        elif command == "stop":
+            begin = time.monotonic()
+            ended = sampler.stop(1.0)
+            answer({"ended": ended, "took": time.monotonic() - begin})
+        elif command == "exec":
+            os.execv(sys.executable, [sys.executable, "-c", "print('\"exec\"', flush=True)"])
+
+
+if __name__ == "__main__":
+    main()
