@@ -83,7 +83,7 @@ class Sampler:
         self._heartbeat = clock()
         self._crashes = 0
         self._said = ""
-        self._methods: dict[str, str | None] = {}
+        self._methods: Mapping[str, str | None] = {}
         self._thread: threading.Thread | None = None
         self._pid = 0
         self._stop = threading.Event()

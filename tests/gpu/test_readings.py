@@ -64,7 +64,7 @@ def test_without_a_ring_the_rate_is_asked_twice_a_second(stub: Stub) -> None:
         assert process.log().count("last period (rates)") == 3
     assert shot["gpus"][0]["utilization_method"] == "rates"
     assert 68 <= shot["gpus"][0]["duty_cycle"] <= 72
-    assert len(stub.calls("nvmlDeviceGetUtilizationRates")) >= 3 * 5
+    assert len(stub.calls("nvmlDeviceGetUtilizationRates")) >= 3 * 4  # a reading each 2 s would be 2
 
 
 def test_without_any_utilisation_it_is_absent(stub: Stub) -> None:
