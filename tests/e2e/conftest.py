@@ -97,7 +97,7 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def output(request: pytest.FixtureRequest) -> Path:
     """Where a test keeps what it observed."""
-    folder = OUTPUT / request.node.name.removeprefix("test_")
+    folder = OUTPUT / str(request.node.name).removeprefix("test_")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

@@ -45,7 +45,11 @@ def _app() -> dict[str, Any]:
                 "env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "GPU-own"}],
                 "resources": {"requests": {"cpu": "50m"}, "limits": {"nvidia.com/gpu": "1"}},
                 "securityContext": LOCKED,
-                "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+                "volumeMounts": [
+                    {"name": "work", "mountPath": "/work"},
+                    # The device node that the container toolkit would put here: its name is what tells.
+                    {"name": "stub", "mountPath": "/dev/nvidia0", "subPath": "state", "readOnly": True},
+                ],
             }
         ],
         "volumes": [
