@@ -31,12 +31,11 @@ class Connection:
     """Owns its socket. Nothing here blocks; an OSError of any method means that the client is lost."""
 
     __slots__ = (
-        "_out", "_sent", "buffer", "closes", "deadline", "searched", "socket", "state", "tls", "wants_write",
+        "_out", "_sent", "answered_at", "buffer", "closes", "deadline", "searched", "socket", "state", "tls",
+        "wants_write",
     )  # fmt: skip
 
-    def __init__(
-        self, accepted: socket.socket, deadline: float, context: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, accepted: socket.socket, deadline: float, context: ssl.SSLContext | None = None) -> None:
         accepted.setblocking(False)
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = accepted
@@ -47,6 +46,7 @@ class Connection:
             self.socket = self.tls
             self.state = State.HANDSHAKE
         self.deadline = deadline
+        self.answered_at = 0.0
         self.buffer = bytearray()
         self.searched = 0
         """Bytes of the buffer in which no end of a head was found."""

@@ -10,6 +10,7 @@ import errno
 import logging
 import selectors
 import socket
+import threading
 import time
 from collections import OrderedDict
 
@@ -25,6 +26,8 @@ MAX_UNSENT = 8 * 2**20
 ACCEPTS_PER_ROUND = 64
 HANDSHAKE_SECONDS_PER_ROUND = 0.01
 """Handshakes cost up to a millisecond each: a flood of them leaves room for those who ask."""
+SECONDS_PER_ROUND = 0.01
+REFRESH_SECONDS = 0.2
 SEND_BUFFER = 65536
 RECEIVE_BUFFER = 16384
 
@@ -52,12 +55,12 @@ class Loop:
         self._selector.register(self._wakened, selectors.EVENT_READ)
         self._by_progress: OrderedDict[Connection, None] = OrderedDict()
         """Least recently accepted or answered first: the one that gives way when there are too many."""
-        self._again: list[Connection] = []
+        self._again: set[Connection] = set()
         """Those who may have more to be answered without a word from the selector."""
         self._next_sweep = 0.0
         self._listens_from: float | None = None
         """When accepting goes on after the process ran out of file descriptors."""
-        self._stopped = False
+        self._stopped = threading.Event()
 
     @property
     def connections(self) -> int:
@@ -66,7 +69,7 @@ class Loop:
 
     def stop(self) -> None:
         """Let :meth:`run` end; from any thread."""
-        self._stopped = True
+        self._stopped.set()
         try:
             self._waker.send(b"\0")
         except OSError:
@@ -75,11 +78,11 @@ class Loop:
     def run(self) -> None:
         """Serve until stopped, then close every socket. No client and no handler can end it otherwise."""
         try:
-            while not self._stopped:
+            while not self._stopped.is_set():
                 try:
                     self._round()
                 except Exception:
-                    if self._stopped:
+                    if self._stopped.is_set():
                         break  # the sockets were closed while a handler was stuck
                     log.exception("the metrics endpoint failed and goes on")
                     time.sleep(0.05)
@@ -101,19 +104,20 @@ class Loop:
         events = self._selector.select(self._timeout())
         now = time.monotonic()
         self._answers.forget()
-        again, self._again = self._again, []
-        handshakes_end = now + HANDSHAKE_SECONDS_PER_ROUND
-        accepting = False
-        for key, _ in events:
-            if isinstance(key.data, Connection):
-                if key.data.state is not State.HANDSHAKE or time.monotonic() < handshakes_end:
-                    self._serve(key.data, now)
+        again, self._again = self._again, set()
+        ready = {key.data for key, _ in events if isinstance(key.data, Connection)} | again
+        if any(key.fileobj is self._listener for key, _ in events):
+            ready |= self._accept(now)
+        handshakes_end, end = now + HANDSHAKE_SECONDS_PER_ROUND, now + SECONDS_PER_ROUND
+        # Whoever was not answered for longest comes first: a scrape every second passes those who ask without
+        # a pause. The others' turn comes after another look at who asks.
+        for connection in sorted(ready, key=_answered_at):
+            instant = time.monotonic()
+            if instant >= (handshakes_end if connection.state is State.HANDSHAKE else end):
+                if connection in again:
+                    self._again.add(connection)
             else:
-                accepting = accepting or key.fileobj is self._listener
-        for connection in again:
-            self._serve(connection, now)
-        if accepting:
-            self._accept(now)
+                self._serve(connection, now)
         if now >= self._next_sweep:
             self._sweep(now)
 
@@ -126,37 +130,50 @@ class Loop:
 
     # --- who comes and who goes
 
-    def _accept(self, now: float) -> None:
-        for _ in range(ACCEPTS_PER_ROUND):
+    def _accept(self, now: float) -> set[Connection]:
+        """The new ones. They are served at once: their requests have mostly come while they waited."""
+        new: set[Connection] = set()
+        for turn in range(ACCEPTS_PER_ROUND):
             try:
                 accepted, _peer = self._listener.accept()
             except BlockingIOError:
-                return
+                return new
             except OSError as error:
-                if error.errno not in NO_ROOM:
-                    return  # a client that went away before it was accepted
-                if self._by_progress:
-                    self._drop(next(iter(self._by_progress)))
-                    continue
-                # Without this pause the selector would report the waiting client over and over.
-                self._selector.unregister(self._listener)
-                self._listens_from = now + SWEEP_SECONDS
-                log.warning("the metrics endpoint accepts no connection for a while: %s", error)
-                return
+                # The kernel says "no room" even if nobody waits: only the first time it is sure that one does.
+                if error.errno not in NO_ROOM or turn:
+                    return new
+                if not self._make_room(error, now):
+                    return new
+                continue
             if len(self._by_progress) >= MAX_CONNECTIONS:
                 self._drop(next(iter(self._by_progress)))
-            self._welcome(accepted, now)
+            connection = self._welcome(accepted, now)
+            if connection is not None:
+                new.add(connection)
+        return new
 
-    def _welcome(self, accepted: socket.socket, now: float) -> None:
+    def _make_room(self, error: OSError, now: float) -> bool:
+        """The process has no file descriptor left: the oldest client gives way."""
+        if self._by_progress:
+            self._drop(next(iter(self._by_progress)))
+            return True
+        # Without this pause the selector would report the waiting client over and over.
+        self._selector.unregister(self._listener)
+        self._listens_from = now + SWEEP_SECONDS
+        log.warning("the metrics endpoint accepts no connection for a while: %s", error)
+        return False
+
+    def _welcome(self, accepted: socket.socket, now: float) -> Connection | None:
         wait = FIRST_BYTE_SECONDS if self._tls is None else HANDSHAKE_SECONDS
         context = None if self._tls is None else self._tls.context()
         try:
             connection = Connection(accepted, now + wait, context)
         except (OSError, ValueError):
             accepted.close()
-            return
+            return None
         self._by_progress[connection] = None
         self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+        return connection
 
     def _drop(self, connection: Connection) -> None:
         if connection not in self._by_progress:
@@ -196,9 +213,7 @@ class Loop:
     def _guarded(self, connection: Connection, now: float, refusal: RefusedError | None) -> None:
         """Advance one client; whatever goes wrong ends this client only."""
         try:
-            alive = (
-                self._advance(connection, now) if refusal is None else self._refuse(connection, now, refusal)
-            )
+            alive = self._advance(connection, now) if refusal is None else self._refuse(connection, now, refusal)
             if alive:
                 self._watch(connection)
         except OSError:
@@ -235,7 +250,7 @@ class Loop:
         if connection.state is State.IDLE and connection.buffer:
             connection.state, connection.deadline = State.HEAD, now + HEAD_SECONDS
         if connection.has_more():
-            self._again.append(connection)
+            self._again.add(connection)
         return open_ended
 
     def _refuse(self, connection: Connection, now: float, error: RefusedError) -> bool:
@@ -248,14 +263,16 @@ class Loop:
         if not connection.flush():
             self._bound_unsent()
             return True
-        self._by_progress.move_to_end(connection)
+        if now - connection.answered_at >= REFRESH_SECONDS:  # who asks without a pause gives way first
+            self._by_progress.move_to_end(connection)
+        connection.answered_at = now
         if connection.closes:
             connection.shutdown()
             connection.state, connection.deadline = State.LINGER, now + LINGER_SECONDS
             return True
         connection.state, connection.deadline = State.IDLE, now + KEEP_ALIVE_SECONDS
         if connection.buffer or connection.has_more():
-            self._again.append(connection)  # its next request waits its turn
+            self._again.add(connection)  # its next request waits its turn
         return True
 
     def _watch(self, connection: Connection) -> None:
@@ -264,3 +281,7 @@ class Loop:
         events = selectors.EVENT_WRITE if connection.wants_write else selectors.EVENT_READ
         if self._selector.get_key(connection.socket).events != events:
             self._selector.modify(connection.socket, events, connection)
+
+
+def _answered_at(connection: Connection) -> float:
+    return connection.answered_at
