@@ -73,8 +73,9 @@ def images(cluster: None) -> None:
 
 @pytest.fixture(scope="session")
 def monitoring(cluster: None) -> Iterator[None]:
-    """The manifests' own Prometheus and prometheus-adapter, unchanged."""
+    """The manifests' own Prometheus and prometheus-adapter, unchanged; who had them before keeps them."""
     pieces = ("namespace", "prometheus", "prometheus-adapter")
+    there = kubectl("get", "namespace", "monitoring", "--ignore-not-found").strip()
     for piece in pieces:
         kubectl("apply", "-k", str(ROOT / "k8s" / piece))
     for deployment in ("prometheus", "prometheus-adapter"):
@@ -82,7 +83,7 @@ def monitoring(cluster: None) -> Iterator[None]:
     for api in ("custom", "external"):
         kubectl("wait", "--for=condition=Available", f"apiservice/v1beta1.{api}.metrics.k8s.io", "--timeout=60s")
     yield
-    for piece in reversed(pieces):
+    for piece in () if there else reversed(pieces):
         kubectl("delete", "-k", str(ROOT / "k8s" / piece), "--ignore-not-found", "--timeout=120s", timeout=200)
 
 

@@ -6,7 +6,9 @@ import re
 import time
 from pathlib import Path
 
-from tests.e2e.kube import Watch, custom, external, kubectl, pods, wait_for
+import pytest
+
+from tests.e2e.kube import Watch, custom, external, kubectl, pods, quantity, wait_for
 from tests.e2e.service import NAME, SELECTOR, Service
 
 PER_POD = {
@@ -21,9 +23,12 @@ def test_walk(service: Service, output: Path) -> None:
 
     def idle() -> bool:
         line = kubectl("get", "hpa", "-n", service.namespace, "gpu-hpa", "--no-headers")
-        return bool(re.search(r"\s0/20\s", line))
+        (output / "idle.txt").write_text(line)
+        found = re.search(r"\s(\S+)/20\s", line)
+        # A GPU's idle is 0; the stub's is the CPU time of the probes and of the sampler, a percent or two.
+        return bool(found and quantity(found[1]) < 3)
 
-    wait_for("`kubectl get hpa` shows 0/20", idle, 180)
+    wait_for("`kubectl get hpa` shows 0/20, but for the stub's own noise", idle, 180)
     assert service.predict("music") == "PlayMusic"
     (pod,) = pods(service.namespace, SELECTOR)
     _values_are_the_pod_s_own(service, pod["metadata"]["name"])
@@ -57,9 +62,10 @@ def _values_are_the_pod_s_own(service: Service, pod: str) -> None:
     for metric, series in PER_POD.items():
         expected = sum(value for name, value in own.items() if name.startswith(series))
         assert expected > 0
-        assert custom(service.namespace, metric) == {pod: expected}
-        assert external(service.namespace, metric, NAME) == expected
-    assert custom(service.namespace, "duty_cycle_current")[pod] < 1
+        # Power is the mean between two readings of the energy counter: it moves by parts of a thousand.
+        assert custom(service.namespace, metric) == {pod: pytest.approx(expected, rel=2e-3)}
+        assert external(service.namespace, metric, NAME) == pytest.approx(expected, rel=2e-3)
+    assert custom(service.namespace, "duty_cycle_current")[pod] < 3
     assert external(service.namespace, "duty_cycle_current", NAME) is not None
     assert external(service.namespace, "requests_in_flight_current", NAME) is not None
     assert external(service.namespace, "requests_in_flight_current", "another") is None
