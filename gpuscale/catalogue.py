@@ -63,6 +63,13 @@ BUSY_SECONDS = Series(
     GPU_LABELS,
     "Seconds in which a kernel ran; its rate is the exact mean utilisation over any window.",
 )
+OBSERVED_SECONDS = Series(
+    "nvidia_gpu_observed_seconds_total",
+    "counter",
+    "seconds",
+    GPU_LABELS,
+    "Seconds that nvidia_gpu_busy_seconds_total accounts for: less than time where the driver's samples have gaps.",
+)
 MEMORY_USED = Series(
     "nvidia_gpu_memory_used_bytes",
     "gauge",
@@ -196,7 +203,7 @@ INFO = Series(
 )
 
 GPU_SERIES = (
-    NUM_DEVICES, UP, DUTY_CYCLE, BUSY_SECONDS, MEMORY_USED, MEMORY_TOTAL, TEMPERATURE, POWER, ENERGY,
+    NUM_DEVICES, UP, DUTY_CYCLE, BUSY_SECONDS, OBSERVED_SECONDS, MEMORY_USED, MEMORY_TOTAL, TEMPERATURE, POWER, ENERGY,
     FAN_SPEED, PCIE_BYTES, NVLINK_BYTES, OWN_MEMORY_USED, SAMPLE_AGE, READ_ERRORS,
 )  # fmt: skip
 REQUEST_SERIES = (REQUESTS_IN_FLIGHT, IN_FLIGHT_SECONDS, REQUESTS, REQUEST_DURATION, EVENT_LOOP_LAG)

@@ -48,6 +48,9 @@ class Settings:
     token_file: str | None = None
     """File with the bearer token that a scraper must send."""
 
+    handover_dir: str | None = None
+    """Folder (an emptyDir) where the UUIDs of this pod's GPUs are left for a sidecar."""
+
     @classmethod
     def create(cls, environ: Mapping[str, str] | None = None, **options: Any) -> Settings:
         """Options that are not ``None`` win over ``GPUSCALE_<OPTION>``, which win over the defaults.
@@ -178,4 +181,5 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "tls_cert": _file,
     "tls_key": _file,
     "token_file": _file,
+    "handover_dir": _folder,
 }

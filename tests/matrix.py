@@ -49,7 +49,9 @@ def find(version: str) -> str | None:
 def environment(python: str, version: str) -> Path:
     """The interpreter of a virtual environment with the library's test requirements, made when they change."""
     folder = ROOT / f".venv-{version}"
-    wanted = [ROOT / "tests/requirements.txt", ROOT / "constraints.txt", ROOT / "pyproject.toml"]
+    special = ROOT / f"constraints-{version}.txt"
+    constraints = special if special.exists() else ROOT / "constraints.txt"
+    wanted = [ROOT / "tests/requirements.txt", constraints, ROOT / "pyproject.toml"]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in wanted)).hexdigest()
     stamp = folder / "requirements.sha256"
     interpreter = folder / "bin/python"
@@ -57,7 +59,7 @@ def environment(python: str, version: str) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([python, "-m", "venv", folder], check=True)
         pip = [str(interpreter), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-c", "constraints.txt", "-r", "tests/requirements.txt", "-e", "."], check=True, cwd=ROOT)
+        subprocess.run([*pip, "-c", str(constraints), "-r", "tests/requirements.txt", "-e", "."], check=True, cwd=ROOT)
         stamp.write_text(digest)
     return interpreter
 

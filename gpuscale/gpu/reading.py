@@ -30,7 +30,8 @@ class GpuReading:
 
     identity: GpuIdentity
     up: bool
-    """Whether the reading is fresh. While it is not, every value but the counters is ``None``."""
+    """Whether the reading is fresh. While it is not, every value is ``None``, the counters too: one that
+    stands still reads as an idle GPU."""
     sample_age_seconds: float | None = None
     duty_cycle: float | None = None
     """Percent of the last window (10 s by default) in which a kernel ran."""

@@ -26,6 +26,7 @@ GPU_GAUGES: tuple[tuple[Series, str], ...] = (
     (catalogue.OWN_MEMORY_USED, "own_memory_used_bytes"),
     (catalogue.SAMPLE_AGE, "sample_age_seconds"),
     (catalogue.BUSY_SECONDS, "busy_seconds"),
+    (catalogue.OBSERVED_SECONDS, "observed_seconds"),
     (catalogue.ENERGY, "energy_joules"),
 )
 """Series with one value per GPU, and the field of :class:`GpuReading` it comes from."""

@@ -278,12 +278,19 @@ class Publication:
     def _save_gpus(self, dump: dict[str, Any]) -> None:
         """For the worker that leads next, and for those that serve /metrics on the app itself."""
         group, sampler = self._group, self._sampler
-        if group is not None and sampler is not None and group.leads:
-            snapshot = snapshot_to_json(sampler.snapshot())
-            try:
-                group.save(_GPU_FILE, {"dump": dump, "snapshot": snapshot, "at": monotonic()})
-            except OSError as error:
-                logger.warning("the GPU counters cannot be kept for the next leader: %s", error)
+        if sampler is None:
+            return
+        snapshot = sampler.snapshot()
+        try:
+            if group is not None and group.leads:
+                saved = {"dump": dump, "snapshot": snapshot_to_json(snapshot), "at": monotonic()}
+                group.save(_GPU_FILE, saved)
+            if self.settings.handover_dir is not None and snapshot.gpus:
+                from gpuscale.gpu.handover import write_handover
+
+                write_handover(self.settings.handover_dir, snapshot)
+        except OSError as error:
+            logger.warning("the GPUs' state cannot be kept for the next leader or handed over: %s", error)
 
     def _open_endpoint(self) -> None:
         from gpuscale.publish.endpoint import MetricsServer
@@ -363,7 +370,12 @@ def aged(snapshot: GpuSnapshot, seconds: float, settings: Settings) -> GpuSnapsh
                 replace(
                     gpu, up=False, sample_age_seconds=age, duty_cycle=None, memory_used_bytes=None,
                     memory_total_bytes=None, own_memory_used_bytes=None, temperature_celsius=None,
-                    power_milliwatts=None, fan_speed_percent=None,
+                    power_milliwatts=None,
+                    busy_seconds=None,
+                    observed_seconds=None,
+                    energy_joules=None,
+                    pcie_bytes=None,
+                    nvlink_bytes=None, fan_speed_percent=None,
                 )
             )  # fmt: skip
     return replace(snapshot, gpus=tuple(gpus))

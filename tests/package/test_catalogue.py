@@ -21,6 +21,7 @@ FULL = GpuReading(
     sample_age_seconds=0.5,
     duty_cycle=42.0,
     busy_seconds=12.5,
+    observed_seconds=20.0,
     memory_used_bytes=1,
     memory_total_bytes=2,
     own_memory_used_bytes=3,
