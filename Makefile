@@ -18,7 +18,7 @@ $(VENV)/tests.stamp: $(VENV)/library.stamp tests/requirements.txt tests/requirem
 
 # The reference service on this machine; without a GPU it says that the GPU series are simulated.
 run: $(VENV)/library.stamp
-	$(BIN)/python -m examples.bert_intent.bert_intent --host 127.0.0.1 --port 8080 --simulate-without-gpu
+	PYTHON=$(abspath $(BIN)/python) examples/bert_intent/run.sh
 
 # Debian's packages that some tests use (chromium, hey, a C compiler); elsewhere the tests say what is missing.
 system:

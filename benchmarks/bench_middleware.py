@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import gc
 import json
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -35,9 +37,9 @@ def publication(shared: bool) -> Publication:
     """Numbers in private memory, or in a file that other workers read, as with ``--workers``."""
     made = Publication(Settings.create({}, port=0, gpu="none", address="127.0.0.1"), CollectorRegistry())
     if shared:
-        made.settings = Settings.create(
-            {}, port=0, gpu="none", address="127.0.0.1", run_dir=tempfile.mkdtemp(dir="/dev/shm", prefix="bench-")
-        )
+        folder = tempfile.mkdtemp(dir="/dev/shm", prefix="bench-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        made.settings = Settings.create({}, port=0, gpu="none", address="127.0.0.1", run_dir=folder)
         made.start()
     else:
         made.running = True

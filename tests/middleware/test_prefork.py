@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -119,6 +120,7 @@ def serve(name: str, tmp_path: Path, command: list[str] | None = None) -> Iterat
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        shutil.rmtree(f"/dev/shm/gpuscale-{os.getuid()}-{metrics_port}", ignore_errors=True)
     assert "Traceback" not in log.read_text()
 
 
