@@ -7,10 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
 REPOSITORY = Path(__file__).parent.parent.parent
 EXAMPLE = REPOSITORY / "examples" / "bert_intent"
@@ -21,7 +23,6 @@ from bert_intent.model import Prediction  # noqa: E402
 from bert_intent.service import create_app  # noqa: E402
 from bert_intent.settings import ServiceSettings  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
-from prometheus_client import CollectorRegistry  # noqa: E402, F401
 from starlette.testclient import TestClient  # noqa: E402
 
 INTENTS = ("AddToPlaylist", "BookRestaurant", "GetWeather", "PlayMusic", "RateBook", "SearchCreativeWork",
@@ -54,15 +55,30 @@ class FakeClassifier:
         return Prediction(intent, [0.9 if label == intent else rest for label in self.labels])
 
 
-def make_app(classifier: FakeClassifier, **settings: Any) -> FastAPI:
-    """The service around ``classifier``, its metrics on a free port of loopback and without a GPU."""
+def make_app(classifier: FakeClassifier, gpu: str = "none", **settings: Any) -> FastAPI:
+    """The service around ``classifier``, its metrics on a free port of loopback."""
     return create_app(
         ServiceSettings(**{"drain_seconds": 0.0, **settings}),
         load=lambda: classifier,
         port=0,
         address="127.0.0.1",
-        gpu="none",
+        gpu=gpu,
     )
+
+
+@contextmanager
+def served(classifier: FakeClassifier, **options: Any) -> Iterator[str]:
+    """The service behind uvicorn in a thread; its address on loopback."""
+    app = make_app(classifier, **options)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        eventually(lambda: server.started and app.state.service.lifecycle.state == "ready")
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bert_intent.service import Service
     from gpuscale import GpuSnapshot, Metrics
 
+PREDICT = "/predict"
 GPU_VALUES = (
     "duty_cycle", "busy_seconds", "memory_used_bytes", "memory_total_bytes", "temperature_celsius",
     "power_milliwatts", "sample_age_seconds",
@@ -52,13 +53,13 @@ def _gpus(snapshot: GpuSnapshot) -> dict[str, Any]:
 
 
 def _sums(registry: CollectorRegistry) -> dict[str, float]:
-    """Each sample name's sum over its labels, of the series that the page shows."""
+    """Each sample name's sum over its labels, of the series that the page shows; of requests those to /predict."""
     sums: dict[str, float] = {}
     wanted = {REQUESTS_IN_FLIGHT.name, REQUESTS.name, QUEUE_DEPTH}
     for histogram in (REQUEST_DURATION.name, BATCH_SIZE, INFERENCE_SECONDS):
         wanted |= {f"{histogram}_sum", f"{histogram}_count"}
     for family in registry.collect():
         for sample in family.samples:
-            if sample.name in wanted:
+            if sample.name in wanted and sample.labels.get("route", PREDICT) == PREDICT:
                 sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
     return sums
