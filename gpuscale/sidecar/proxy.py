@@ -126,7 +126,7 @@ class Proxy:
         log.info("forwarding port %d to %s port %d", self._port, self.plan.host, self.plan.port)
 
     def _run(self, loop: asyncio.AbstractEventLoop, listener: socket.socket, ready: threading.Event) -> None:
-        from gpuscale.sidecar.proxy_sides import Clients
+        from gpuscale.sidecar.proxy_clients import Clients
 
         asyncio.set_event_loop(loop)
         clients = Clients(self, loop)

@@ -1,87 +1,17 @@
-"""The two ends of a forwarded connection: the client's and the app's."""
+"""The app's end of a forwarded connection, and what both ends have in common."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
-from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import h11
 
-from gpuscale.sidecar.proxy_headers import for_app, for_client
-
 if TYPE_CHECKING:
-    from gpuscale.sidecar.proxy import Proxy
+    from gpuscale.sidecar.proxy_client import ClientSide
 
-log = logging.getLogger("gpuscale.proxy")
-
-CLIENT_CLOSED = 499
 MAX_HEAD = 65536
-MAX_AHEAD = 65536
-"""Bytes that a client may send beyond the request that is being answered."""
-CONNECT_SECONDS = 10.0
-HEAD_SECONDS = 60.0
-"""From the connection, or a head's first byte, to the whole head."""
-LINGER_SECONDS = 2.0
-SWEEP_SECONDS = 5.0
-IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
-
-
-class Clients:
-    """Those who are connected."""
-
-    def __init__(self, proxy: Proxy, loop: asyncio.AbstractEventLoop) -> None:
-        self.proxy, self.loop = proxy, loop
-        self.all: set[ClientSide] = set()
-        loop.call_later(SWEEP_SECONDS, self._sweep)
-
-    def accept(self) -> ClientSide:
-        """A protocol for a new connection."""
-        return ClientSide(self)
-
-    def close(self) -> None:
-        """Part with all of them."""
-        for client in list(self.all):
-            client.abort()
-
-    def _sweep(self) -> None:
-        late = monotonic() - HEAD_SECONDS
-        for client in list(self.all):
-            if client.waiting_since is not None and client.waiting_since < late:
-                client.too_late()
-        self.loop.call_later(SWEEP_SECONDS, self._sweep)
-
-
-class Exchange:
-    """One request and its answer. It is counted at its end, exactly once."""
-
-    __slots__ = ("_ended", "_labels", "_proxy", "_started", "answered", "has_body", "request")
-
-    def __init__(self, proxy: Proxy, request: h11.Request, headers: list[tuple[bytes, bytes]]) -> None:
-        path = request.target.partition(b"?")[0].decode("latin-1")
-        named = dict(request.headers)
-        self._proxy, self.request = proxy, h11.Request(method=request.method, target=request.target, headers=headers)
-        websocket = named.get(b"upgrade", b"").lower() == b"websocket"
-        method = "WEBSOCKET" if websocket else request.method.decode("ascii")
-        self._labels = (method, proxy.route(path)) if proxy.is_counted(path, named) else None
-        self._started = proxy.accounting.begin() if self._labels else 0.0
-        self._ended = False
-        self.answered = False
-        """Whether a byte of the app's answer has come."""
-        self.has_body = False
-        proxy.active += 1
-
-    def end(self, status: int) -> None:
-        """Count it; harmless when it has been."""
-        if self._ended:
-            return
-        self._ended = True
-        self._proxy.active -= 1
-        self._proxy.last_active = monotonic()
-        if self._labels:
-            self._proxy.accounting.end(self._started, *self._labels, status)
+"""Bytes of a request's or an answer's head."""
 
 
 class Side(asyncio.Protocol):
@@ -97,6 +27,14 @@ class Side(asyncio.Protocol):
         if not self._holds:
             self.transport.pause_reading()
         self._holds.add(why)
+
+    def end_writing(self) -> None:
+        """Close this direction once everything is written."""
+        try:
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+        except OSError:  # the peer has gone altogether
+            self.transport.abort()
 
     def release(self, why: str) -> None:
         """Read on."""
@@ -127,10 +65,10 @@ class AppSide(Side):
 
     def eof_received(self) -> bool:
         if self.client.tunnelled:
-            self.client.end_of_tunnel()
-            return True
-        self.http.receive_data(b"")  # the end of an answer without a length
-        self.client.pump_answer(self)
+            return self.client.half_closed(self)
+        if self.http.their_state is h11.SEND_BODY:
+            self.http.receive_data(b"")  # the end of an answer without a length, or one that breaks off
+            self.client.pump_answer(self)
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -141,304 +79,3 @@ class AppSide(Side):
 
     def resume_writing(self) -> None:
         self.client.release("app")
-
-
-class ClientSide(Side):
-    """A client's connection, its present request and its connection to the app."""
-
-    def __init__(self, clients: Clients) -> None:
-        super().__init__()
-        self._clients, self._proxy = clients, clients.proxy
-        self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
-        self._app: AppSide | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._exchange: Exchange | None = None
-        self._lingers = False
-        self.tunnelled = False
-        self.waiting_since: float | None = monotonic()
-        self._peer = b"unknown"
-
-    # --- the client's events
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        self._clients.all.add(self)
-        peer = transport.get_extra_info("peername")
-        if peer:
-            self._peer = str(peer[0]).removeprefix("::ffff:").encode("ascii", "replace")
-        kernel: socket.socket = transport.get_extra_info("socket")
-        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-    def data_received(self, data: bytes) -> None:
-        if self._lingers:
-            return
-        if self.tunnelled and self._app is not None:
-            self._app.transport.write(data)
-            return
-        self.http.receive_data(data)
-        self._pump_request()
-
-    def eof_received(self) -> bool:
-        if self.tunnelled and self._app is not None:
-            if self._app.transport.can_write_eof():
-                self._app.transport.write_eof()
-            return True
-        return False  # as Go and uvicorn have it: a client that closes its side has gone away
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._clients.all.discard(self)
-        self._end(101 if self.tunnelled else CLIENT_CLOSED)
-        if self._connecting is not None:
-            self._connecting.cancel()
-        self._drop_app(abort=not self.tunnelled)
-
-    def pause_writing(self) -> None:
-        if self._app is not None:
-            self._app.hold("client")
-
-    def resume_writing(self) -> None:
-        if self._app is not None:
-            self._app.release("client")
-
-    # --- from the client to the app
-
-    def _pump_request(self) -> None:
-        out: list[bytes] = []
-        try:
-            while self._connecting is None and not self._lingers:
-                event = self.http.next_event()
-                if event is h11.NEED_DATA or event is h11.PAUSED:
-                    self._note_waiting(event is h11.PAUSED)
-                    break
-                if isinstance(event, h11.Request):
-                    self._begin(event, out)
-                elif isinstance(event, (h11.Data, h11.EndOfMessage)) and self._app is not None:
-                    assert self._exchange is not None or self.http.our_state is h11.DONE
-                    if isinstance(event, h11.Data) and self._exchange is not None:
-                        self._exchange.has_body = True
-                    out.append(self._app.http.send(event) or b"")
-                elif isinstance(event, h11.ConnectionClosed):
-                    self.transport.close()
-                    break
-        except h11.RemoteProtocolError as error:
-            self._refuse(error.error_status_hint, f"{error}")
-        except h11.LocalProtocolError as error:
-            log.debug("the app's side cannot take the request: %s", error)
-            self.abort()
-        if self._app is not None and out:
-            self._app.transport.write(b"".join(out))
-        self._next_cycle()
-
-    def _note_waiting(self, paused: bool) -> None:
-        held = self.http.trailing_data[0]
-        idle = self._exchange is None and self.http.our_state is h11.IDLE
-        if idle and held and self.waiting_since is None:
-            self.waiting_since = monotonic()  # between requests it lasts as long as the app's own connection
-        if paused and len(held) > MAX_AHEAD:
-            self.hold("ahead")
-        elif not paused:
-            self.release("ahead")
-
-    def _begin(self, request: h11.Request, out: list[bytes]) -> None:
-        self.waiting_since = None
-        plan = self._proxy.plan
-        authority = f"{plan.host}:{plan.port}".encode("ascii", "replace")
-        headers = for_app(request.headers.raw_items(), self._peer, authority)
-        self._exchange = Exchange(self._proxy, request, headers)
-        if self._app is not None:
-            self._app.reused = True
-            out.append(self._app.http.send(self._exchange.request) or b"")
-        else:
-            self._connect(self._exchange)
-
-    def _connect(self, exchange: Exchange) -> None:
-        self.hold("connecting")
-        self._connecting = self._clients.loop.create_task(self._connected(exchange))
-
-    async def _connected(self, exchange: Exchange) -> None:
-        plan, loop = self._proxy.plan, self._clients.loop
-        try:
-            _, app = await asyncio.wait_for(
-                loop.create_connection(lambda: AppSide(self), plan.host, plan.port), CONNECT_SECONDS
-            )
-        except (OSError, asyncio.TimeoutError) as error:
-            self._connecting = None
-            self._refuse(502, f"the app on {plan.host} port {plan.port} cannot be reached: {error or 'timeout'}")
-            return
-        finally:
-            if not self.transport.is_closing():
-                self.release("connecting")
-        self._connecting = None
-        if self.transport.is_closing():
-            app.transport.abort()
-            return
-        self._app = app
-        app.transport.write(app.http.send(exchange.request) or b"")
-        self._pump_request()
-
-    # --- from the app to the client
-
-    def pump_answer(self, app: AppSide) -> None:
-        """Pass on what the app has answered."""
-        if app is not self._app:
-            return
-        out: list[bytes] = []
-        try:
-            while True:
-                event: Any = app.http.next_event()
-                if event is h11.NEED_DATA or event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
-                    break
-                self._pass_on(event, out)
-                if self.tunnelled:
-                    break
-        except (h11.RemoteProtocolError, h11.LocalProtocolError) as error:
-            self.transport.write(b"".join(out))
-            self._bad_answer(f"the app's answer is not HTTP/1.1: {error}")
-            return
-        if out:
-            self.transport.write(b"".join(out))
-        if self.tunnelled:
-            self._open_tunnel(app)
-        else:
-            self._next_cycle()
-
-    def _pass_on(self, event: Any, out: list[bytes]) -> None:
-        exchange = self._exchange
-        if exchange is None:
-            raise h11.RemoteProtocolError("an answer without a request")
-        exchange.answered = True
-        if isinstance(event, h11.InformationalResponse):
-            switches = event.status_code == 101
-            headers = for_client(event.headers.raw_items(), switches=switches, closes=False)
-            event = h11.InformationalResponse(status_code=event.status_code, headers=headers, reason=event.reason)
-            self.tunnelled = switches
-        elif isinstance(event, h11.Response):
-            headers = for_client(event.headers.raw_items(), switches=False, closes=self._proxy.draining)
-            event = h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
-            self._status = event.status_code
-        out.append(self.http.send(event) or b"")
-        if isinstance(event, h11.EndOfMessage):
-            self._end(self._status)
-        elif isinstance(event, h11.Response) and self.http.our_state is h11.SWITCHED_PROTOCOL:
-            self.tunnelled = True  # CONNECT
-
-    def _open_tunnel(self, app: AppSide) -> None:
-        self.transport.write(app.http.trailing_data[0])
-        app.transport.write(self.http.trailing_data[0])
-        self.release("ahead")
-
-    def end_of_tunnel(self) -> None:
-        """The app will not write any more."""
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-
-    # --- the ends of things
-
-    def _next_cycle(self) -> None:
-        """When both sides are done with a request, make ready for the next one."""
-        if self._exchange is not None or self._connecting is not None or self.tunnelled or self._lingers:
-            return
-        if self.http.our_state in (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR):
-            self._linger()
-            return
-        if self.http.our_state is not h11.DONE:
-            return
-        app = self._app
-        if app is not None and app.http.our_state is h11.DONE and app.http.their_state is h11.DONE:
-            app.http.start_next_cycle()
-        elif app is not None and app.http.their_state in (h11.MUST_CLOSE, h11.CLOSED):
-            self._drop_app()  # it said so: the client may ask again all the same
-        if self.http.their_state is h11.DONE:
-            self.http.start_next_cycle()
-            self.release("ahead")
-            self._pump_request()
-        elif self._app is None:
-            self._linger()  # the answer came before the request's end, and nobody reads the rest
-
-    def app_lost(self, app: AppSide) -> None:
-        """The app closed its connection."""
-        if app is not self._app:
-            return
-        self._app = None
-        exchange = self._exchange
-        if self.tunnelled:
-            self._end(101)
-            self.transport.close()
-        elif exchange is None:
-            # An idle connection: the client is to know too, so that it does not send into the void.
-            if self.http.our_state is not h11.DONE or self.http.their_state is not h11.DONE:
-                self._linger()
-        elif exchange.answered:
-            self._end(502)
-            self.abort()  # the client must see that the answer is not whole
-        elif not app.reused:
-            self._refuse(502, "the app closed the connection without an answer")
-        elif exchange.request.method in IDEMPOTENT and not exchange.has_body:
-            self._connect(exchange)  # RFC 9110, 9.2.2: it closed an idle connection as the request came
-        else:
-            self._end(502)
-            self.abort()  # as without us: a client knows whether it may send such a request again
-
-    def _bad_answer(self, message: str) -> None:
-        log.warning(message)
-        self._drop_app(abort=True)
-        if self.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._refuse(502, message)
-        else:
-            self._end(502)
-            self.abort()
-
-    def too_late(self) -> None:
-        """The head was not whole in time."""
-        self.waiting_since = None
-        self._refuse(408, "the request's head was not complete in time")
-
-    def _refuse(self, status: int, message: str) -> None:
-        """Answer ourselves and close."""
-        self._end(status)
-        if self.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or self.transport.is_closing():
-            self.abort()
-            return
-        body = f"{message}\n".encode()
-        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
-        head = h11.Response(status_code=status, headers=[*headers, ("Connection", "close")], reason=b"")
-        try:
-            wire = [self.http.send(event) for event in (head, h11.Data(data=body), h11.EndOfMessage())]
-        except h11.LocalProtocolError:  # to a HEAD request: without the body
-            wire = []
-        self.transport.write(b"".join(piece or b"" for piece in wire))
-        self._linger()
-
-    def _linger(self) -> None:
-        """Close, but read on for a moment: a reset could overtake the answer's last bytes."""
-        if self._lingers:
-            return
-        self._lingers = True
-        self.waiting_since = None
-        self._drop_app()
-        if self.transport.is_closing():
-            return
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self._holds.clear()
-        self.transport.resume_reading()
-        self._clients.loop.call_later(LINGER_SECONDS, self.transport.close)
-
-    def abort(self) -> None:
-        """Close at once."""
-        self.transport.abort()
-
-    def _end(self, status: int) -> None:
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.end(status)
-
-    def _drop_app(self, *, abort: bool = False) -> None:
-        app, self._app = self._app, None
-        if app is not None:
-            if abort:
-                app.transport.abort()
-            else:
-                app.transport.close()
-
-    _status = 0
