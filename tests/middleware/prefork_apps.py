@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from flask import Flask
 
 import gpuscale
@@ -44,6 +45,14 @@ async def fast_slow(seconds: float) -> str:
 async def fast_block(seconds: float) -> str:
     time.sleep(seconds)
     return "blocked"
+
+
+@fast_app.websocket("/echo/{name}")
+async def fast_echo(websocket: WebSocket, name: str) -> None:
+    await websocket.accept()
+    with contextlib.suppress(WebSocketDisconnect):
+        while True:
+            await websocket.send_text(await websocket.receive_text())
 
 
 # Each server imports one of them; only that one is instrumented, as a user would.
