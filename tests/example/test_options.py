@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from bert_intent import __main__ as command
 from bert_intent.cpus import available_cpus, threads_for
 from bert_intent.settings import ServiceSettings, SettingsError
+
+command = import_module("bert_intent.__main__")
 
 
 def test_variables_win_over_defaults() -> None:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -189,6 +190,7 @@ def test_workers_publish_one_sum_and_drain(tiny_checkpoint: Path, tmp_path: Path
 
 @pytest.mark.parametrize("variable", ["GPUSCALE_BUCKETS", "BERT_QUEUE_LIMIT"])
 def test_a_wrong_option_is_wrong_usage(tmp_path: Path, variable: str) -> None:
-    with service(tmp_path, **{variable: "wrong"}) as running:
+    wrong: Any = {variable: "wrong"}
+    with service(tmp_path, **wrong) as running:
         assert running.process.wait(120) == 2
         assert variable in running.log.read_text()

@@ -24,9 +24,7 @@ from train import REPEAT_SHORT, VOCABULARY
 from trainer import Settings, base_folder, fit, new_model
 
 
-def judge_fold(
-    rows: Sequence[Row], held_out: Sequence[int], args: argparse.Namespace, number: int
-) -> torch.Tensor:
+def judge_fold(rows: Sequence[Row], held_out: Sequence[int], args: argparse.Namespace, number: int) -> torch.Tensor:
     """Train without the held-out rows; return their label probabilities, one row each."""
     seed = args.seed + number
     torch.manual_seed(seed)

@@ -66,9 +66,7 @@ def confusion_table(rows: Sequence[Row], predicted: Sequence[str]) -> str:
         "| file \\ predicted | " + " | ".join(names) + " |",
         "| --- |" + " ---: |" * len(names),
     ]
-    lines += [
-        f"| {name} | " + " | ".join(str(counts[name, guess]) for guess in names) + " |" for name in names
-    ]
+    lines += [f"| {name} | " + " | ".join(str(counts[name, guess]) for guess in names) + " |" for name in names]
     return "\n".join(lines)
 
 

@@ -41,9 +41,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def mixed_targets(
-    rows: list[Row], labels: list[str], soft: torch.Tensor | None, weight: float
-) -> list[list[float]]:
+def mixed_targets(rows: list[Row], labels: list[str], soft: torch.Tensor | None, weight: float) -> list[list[float]]:
     """Return each row's target: its label, mixed with what models that never saw it say."""
     targets = [one_hot(labels.index(row.intent), len(labels)) for row in rows]
     if soft is None:

@@ -51,9 +51,7 @@ def base_folder(base: str) -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def new_model(
-    base: Path, folder: Path, texts: Sequence[str], labels: Sequence[str], size: int
-) -> tuple[Any, Any]:
+def new_model(base: Path, folder: Path, texts: Sequence[str], labels: Sequence[str], size: int) -> tuple[Any, Any]:
     """Return the base with a pruned vocabulary and a fresh classifier, and its tokenizer.
 
     The tokenizer's files are written to ``folder``; ``size`` is in word pieces.

@@ -83,9 +83,7 @@ def write_tokenizer(base_dir: Path, out_dir: Path, texts: Iterable[str], size: i
         "mask_token": "[MASK]",
     }
     _write_json(out_dir / "tokenizer_config.json", settings)
-    (out_dir / "vocab.txt").write_text(
-        "".join(f"{piece}\n" for piece in spec["model"]["vocab"]), encoding="utf-8"
-    )
+    (out_dir / "vocab.txt").write_text("".join(f"{piece}\n" for piece in spec["model"]["vocab"]), encoding="utf-8")
     return keep
 
 
