@@ -81,7 +81,7 @@ def served(classifier: FakeClassifier, **options: Any) -> Iterator[str]:
         thread.join(20)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until ``condition`` holds; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
