@@ -132,7 +132,7 @@ class MetricsMiddleware:
     async def _uncounted(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._on_app and scope["path"] in ("/metrics", "/metrics/"):
             self.publication.start()
-            await self.publication.respond_asgi(scope, send)
+            await self.publication.pages.respond_asgi(scope, send)
         else:
             await self.app(scope, receive, send)
 

@@ -38,7 +38,7 @@ class MetricsMiddleware:
         if path in self._excluded or COUNTED in environ:
             if self._on_app and path in ("/metrics", "/metrics/"):
                 self.publication.start()
-                return self.publication.respond_wsgi(environ, start_response)
+                return self.publication.pages.respond_wsgi(environ, start_response)
             return self.app(environ, start_response)
         if not self.publication.running:
             self.publication.start()

@@ -6,7 +6,7 @@ A value that is not known is ``None`` here and absent from every publication; it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 UtilizationMethod = Literal["samples", "rates", "gpm"]
@@ -108,3 +108,26 @@ def _reading_to_json(reading: GpuReading) -> dict[str, Any]:
         if raw[name] is not None:
             raw[name] = dict(raw[name])
     return raw
+
+
+def aged(snapshot: GpuSnapshot, seconds: float, staleness: float) -> GpuSnapshot:
+    """A snapshot as it looks ``seconds`` after it was taken: older, and past the limit without values."""
+    gpus = []
+    for gpu in snapshot.gpus:
+        age = None if gpu.sample_age_seconds is None else gpu.sample_age_seconds + seconds
+        if age is None or age <= staleness:
+            gpus.append(replace(gpu, sample_age_seconds=age))
+        else:
+            gpus.append(
+                replace(
+                    gpu, up=False, sample_age_seconds=age, duty_cycle=None, memory_used_bytes=None,
+                    memory_total_bytes=None, own_memory_used_bytes=None, temperature_celsius=None,
+                    power_milliwatts=None,
+                    busy_seconds=None,
+                    observed_seconds=None,
+                    energy_joules=None,
+                    pcie_bytes=None,
+                    nvlink_bytes=None, fan_speed_percent=None,
+                )
+            )  # fmt: skip
+    return replace(snapshot, gpus=tuple(gpus))

@@ -11,12 +11,12 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gpuscale.errors import ConfigurationError
-from gpuscale.gpu.reading import GpuSnapshot, snapshot_from_json, snapshot_to_json
+from gpuscale.gpu.reading import GpuSnapshot, aged, snapshot_from_json, snapshot_to_json
+from gpuscale.publish.pages import Pages
 from gpuscale.publish.supervisor import is_prefork_master
 from gpuscale.publish.workers import PortTakenError, WorkerGroup
 from gpuscale.requests.accounting import RequestAccounting
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from gpuscale.gpu.sampler import Sampler
-    from gpuscale.publish.endpoint import MetricsServer, Response
+    from gpuscale.publish.endpoint import MetricsServer
 
 logger = logging.getLogger("gpuscale")
 
@@ -53,6 +53,7 @@ class Publication:
         self.loop_lag = LoopLag(self.accounting.slab.slots)
         self.running = False
         self._given_registry = registry
+        self.pages = Pages(self.render, self.snapshot)
         self._reset()
         _all.add(self)
 
@@ -170,47 +171,13 @@ class Publication:
         saved = self._group.load(_GPU_FILE) if self._group is not None else None
         if saved is None:
             return GpuSnapshot(source=self.settings.gpu, why_empty="no worker has read the GPUs yet")
-        return aged(snapshot_from_json(saved["snapshot"]), monotonic() - saved["at"], self.settings)
+        return aged(snapshot_from_json(saved["snapshot"]), monotonic() - saved["at"], self.settings.gpu_staleness)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The metrics page: ``(body, content type)``."""
         from gpuscale.publish.collector import render
 
         return render(self._collectors, accept)
-
-    def handlers(self) -> Mapping[str, Callable[[Mapping[str, str]], Response]]:
-        """The endpoint's pages."""
-        from gpuscale.publish.endpoint import Response
-
-        def metrics(headers: Mapping[str, str]) -> Response:
-            body, content_type = self.render(headers.get("accept", ""))
-            return Response(200, content_type, body)
-
-        def healthz(_: Mapping[str, str]) -> Response:
-            snapshot = self.snapshot()
-            if snapshot.alive and not snapshot.lost_for_good:
-                return Response(200, "text/plain; charset=utf-8", b"ok\n")
-            why = "the GPU is lost for good" if snapshot.lost_for_good else "the GPU sampler is stuck or dead"
-            return Response(503, "text/plain; charset=utf-8", f"{why}: {snapshot.why_empty}\n".encode())
-
-        def readyz(_: Mapping[str, str]) -> Response:
-            return Response(200, "text/plain; charset=utf-8", b"ok\n")
-
-        return {"/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
-
-    async def respond_asgi(self, scope: Mapping[str, Any], send: Callable[..., Any]) -> None:
-        """The metrics page as an ASGI answer, where it is served on the app itself."""
-        accept = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
-        body, content_type = self.render(accept)
-        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-    def respond_wsgi(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-        """The metrics page as a WSGI answer, where it is served on the app itself."""
-        body, content_type = self.render(environ.get("HTTP_ACCEPT", ""))
-        start_response("200 OK", [("Content-Type", content_type), ("Content-Length", str(len(body)))])
-        return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else body]
 
     def _join(self) -> None:
         """Become a member of the pod's workers; alone where that cannot be."""
@@ -301,7 +268,7 @@ class Publication:
         server = MetricsServer(
             address=settings.address,
             port=settings.port,
-            handlers=self.handlers(),
+            handlers=self.pages.handlers(),
             tls_cert=settings.tls_cert,
             tls_key=settings.tls_key,
             token_file=settings.token_file,
@@ -354,31 +321,6 @@ class Publication:
             timer = threading.Timer(0.1, self.start)
             timer.daemon = True
             timer.start()
-
-
-def aged(snapshot: GpuSnapshot, seconds: float, settings: Settings) -> GpuSnapshot:
-    """A snapshot as it looks ``seconds`` after it was taken: older, and past the limit without values."""
-    from dataclasses import replace
-
-    gpus = []
-    for gpu in snapshot.gpus:
-        age = None if gpu.sample_age_seconds is None else gpu.sample_age_seconds + seconds
-        if age is None or age <= settings.gpu_staleness:
-            gpus.append(replace(gpu, sample_age_seconds=age))
-        else:
-            gpus.append(
-                replace(
-                    gpu, up=False, sample_age_seconds=age, duty_cycle=None, memory_used_bytes=None,
-                    memory_total_bytes=None, own_memory_used_bytes=None, temperature_celsius=None,
-                    power_milliwatts=None,
-                    busy_seconds=None,
-                    observed_seconds=None,
-                    energy_joules=None,
-                    pcie_bytes=None,
-                    nvlink_bytes=None, fan_speed_percent=None,
-                )
-            )  # fmt: skip
-    return replace(snapshot, gpus=tuple(gpus))
 
 
 def _after_fork_in_child() -> None:
