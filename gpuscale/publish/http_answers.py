@@ -52,9 +52,7 @@ class Answers:
         """The bytes to send; the connection is kept if ``request.keep_alive``."""
         if request.path not in OPEN_PATHS and not self._guard.allows(request.headers):
             challenge = ("WWW-Authenticate", 'Bearer realm="gpuscale"')
-            return self._error(
-                request, 401, "a bearer token is wanted: Authorization: Bearer TOKEN", challenge
-            )
+            return self._error(request, 401, "a bearer token is wanted: Authorization: Bearer TOKEN", challenge)
         handler = self._handlers.get(request.path)
         if handler is None:
             return self._error(request, 404, f"not here; there are: {', '.join(sorted(self._handlers))}")

@@ -86,9 +86,7 @@ class TokenFile:
         try:
             self._token = self._load()
         except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"token_file {path!r} must be a file with a token in it: {error}"
-            ) from None
+            raise ConfigurationError(f"token_file {path!r} must be a file with a token in it: {error}") from None
 
     def _load(self) -> bytes:
         with open(self._path, "rb") as file:
