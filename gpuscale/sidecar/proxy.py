@@ -1,9 +1,10 @@
 """The proxy in front of an app that knows nothing of gpuscale: it forwards HTTP/1.1 and counts the requests.
 
-The HTTP is h11's, on asyncio's protocols. Measured against the alternatives: aiohttp parses in C, but costs
-15 MiB more, re-frames bodies and owns WebSockets, which would have to be ended and begun anew; httptools cannot be
-told that an answer belongs to a HEAD request; h11 checks both sides' states, keeps the spelling of headers, and
-hands the bytes over after a switch of protocol. A client's connection has one connection to the app of its own, so
+The HTTP is h11's, on asyncio's protocols. Of the well-kept ones aiohttp parses in C, but takes 15 MiB where h11
+with asyncio takes 3, re-frames bodies and owns WebSockets, which would have to be ended and begun anew; httptools
+cannot be told that an answer belongs to a HEAD request. h11 checks the states of both sides, keeps the spelling of
+headers, and hands the bytes over after a switch of protocol. It is Python, which is most of what a request costs
+(benchmarks/bench_sidecar.py). A client's connection has one connection to the app of its own, so
 that a disconnect, a slow reader or an idle timeout on one side is one on the other.
 """
 
