@@ -11,6 +11,7 @@ from tests.gpu.process import Process, up
 from tests.nvml_stub import Load, Stub, steps
 
 PERIOD = 1 / 6
+EDGES = (0, 1, 2)
 QUIRKS: tuple[dict[str, float | str], ...] = (
     {}, {"duplicate": 0.3}, {"zero": 0.3}, {"unsorted": 1}, {"clock": "boot"}, {"type": "ull"}, {"type": "double"},
     {"idle_not_found": 1},
@@ -34,9 +35,13 @@ def drive(stub: Stub) -> None:
 
 
 def aligned(stub: Stub, gpu: int, begin: float, end: float) -> list[float]:
-    """The truth between the ends of the driver's periods; the next period may have ended before it was asked."""
+    """The truth between the ends of the driver's periods.
+
+    The reading's time is taken before the driver is asked: the next period may have ended by then, and the one after
+    it where the machine is so busy that the sampler's thread had to wait in between.
+    """
     first, last = math.floor(begin / PERIOD), math.floor(end / PERIOD)
-    return [stub.busy_seconds(gpu, (first + i) * PERIOD, (last + k) * PERIOD) for i in (0, 1) for k in (0, 1)]
+    return [stub.busy_seconds(gpu, (first + i) * PERIOD, (last + k) * PERIOD) for i in EDGES for k in EDGES]
 
 
 def agrees(stub: Stub, gpu: int, begin: float, end: float, busy: float) -> bool:
