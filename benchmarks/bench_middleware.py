@@ -1,10 +1,9 @@
 """What a middleware adds to a request: ours and others' around the same app, in turn, in one process.
 
-    python -m benchmarks.bench_middleware [--json] [--rounds 150] [--requests 100]
+    python -m benchmarks.bench_middleware [--json] [--rounds 15] [--requests 2000]
 
-The app answers from memory, so its own cost is the framework's. Rounds are many and short, each calls every variant:
-the figures are medians over the rounds, the added cost is against the bare app of the same round, so that a machine
-that is busy for a while does not take sides.
+The app answers from memory, so its own cost is the framework's. The figures are medians over the rounds, the added cost
+is against the bare app of the same round. Short rounds (--requests 100) show what it costs with cold caches.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ def publication(shared: bool) -> Publication:
         made.start()
     else:
         made.running = True
+        made.accounting.sharing = False  # as start() decides for a process that stands alone
     return made
 
 
@@ -221,7 +221,7 @@ def measure(variants: dict[str, Runner], rounds: int, requests: int) -> dict[str
     """Microseconds a request by variant, what is added to the bare app, and the ratio to it."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
-        run(10 * requests)
+        run(requests)
     shuffled = random.Random(0)
     gc.collect()
     for _ in range(rounds):
@@ -241,8 +241,8 @@ def measure(variants: dict[str, Runner], rounds: int, requests: int) -> dict[str
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=150)
-    parser.add_argument("--requests", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     results = {app: measure(variants, options.rounds, options.requests) for app, variants in groups().items()}
