@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from gpuscale.errors import GpuscaleError
 from gpuscale.gpu.sampler import Sampler
 from gpuscale.gpu.source import GpuSource
-from gpuscale.publish.collector import MetricsCollector, render
+from gpuscale.publish.collector import MetricsCollector
 from gpuscale.publish.endpoint import MetricsServer, Response
+from gpuscale.publish.exposition import Encoder
 from gpuscale.settings import Settings
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Sidecar:
             buckets=settings.buckets,
             mode="sidecar",
         )
+        self._encoder = Encoder()
         self._server = MetricsServer(
             address=settings.address,
             port=settings.port,
@@ -65,6 +67,8 @@ class Sidecar:
         """Begin to sample, serve and forward. Raises GpuscaleError when a port cannot be opened."""
         self._started = monotonic()
         self._sampler.start()
+        if self._proxy is not None:
+            self._proxy.start()  # before the endpoint, whose /readyz says that it forwards
         try:
             self._server.start()
         except OSError as error:
@@ -72,8 +76,6 @@ class Sidecar:
                 f"the metrics port {self._settings.port} on {self._settings.address} cannot be opened: {error}; "
                 "choose another one with --port or GPUSCALE_PORT"
             ) from None
-        if self._proxy is not None:
-            self._proxy.start()
         log.info("metrics at %s", self.url)
 
     def drain(self, seconds: float) -> None:
@@ -97,8 +99,11 @@ class Sidecar:
         return read_totals(self._proxy.accounting.slab)
 
     def _metrics(self, headers: Mapping[str, str]) -> Response:
-        body, content_type = render(self._collector, headers.get("accept", ""))
-        return Response(200, content_type, body)
+        from prometheus_client.exposition import choose_encoder
+
+        _, content_type = choose_encoder(headers.get("accept", ""))
+        openmetrics = content_type.startswith("application/openmetrics-text")
+        return Response(200, content_type, self._encoder.encode(self._collector.collect(), openmetrics=openmetrics))
 
     def _healthz(self, _: Mapping[str, str]) -> Response:
         snapshot = self._sampler.snapshot()
