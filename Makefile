@@ -1,11 +1,11 @@
-# make run | test | lint | bench | e2e | test-gpu: each sets up what it needs. Python >= 3.10.
+# make run | test | lint | bench | e2e: each sets up what it needs. Python >= 3.10.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 K ?=
 
-.PHONY: run test test-matrix lint bench e2e test-gpu system clean
+.PHONY: run test test-matrix lint bench e2e system clean
 
 $(VENV)/library.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,9 +39,6 @@ bench: system $(VENV)/tests.stamp
 # K=walk runs one test by name. Needs KUBECONFIG, or the cluster beside this repository; says how to get one.
 e2e: $(VENV)/tests.stamp
 	GPUSCALE_E2E=1 $(BIN)/python -m pytest tests/e2e -m e2e $(if $(K),-k '$(K)')
-
-test-gpu: $(VENV)/tests.stamp
-	$(BIN)/python -m pytest tests/gpu_hardware -m gpu -s
 
 clean:
 	rm -rf $(VENV) .venv-3.* build dist
