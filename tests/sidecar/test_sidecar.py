@@ -27,7 +27,7 @@ def stub(tmp_path: Path) -> Stub:
 def test_the_series_are_the_catalogues(tmp_path: Path, stub: Stub) -> None:
     stub.set("gpu.0.util", 50)
     with gpuscale("sidecar", "--gpus", "all", "--gpu-interval", "0.2", folder=tmp_path, stub=stub) as sidecar:
-        sidecar.wait_for("nvidia_gpu_up{")
+        sidecar.wait_for("nvidia_gpu_num_devices 2.0")
         series = sidecar.series()
         assert series["nvidia_gpu_num_devices"] == 2
         assert series[f'nvidia_gpu_up{{uuid="{UUID.format(1)}"}}'] == 1
@@ -53,7 +53,7 @@ def test_the_series_are_the_catalogues(tmp_path: Path, stub: Stub) -> None:
 
 def test_openmetrics_for_those_who_ask(tmp_path: Path, stub: Stub) -> None:
     with gpuscale("sidecar", "--gpus", "all", folder=tmp_path, stub=stub) as sidecar:
-        sidecar.wait_for("nvidia_gpu_up{")
+        sidecar.wait_for("nvidia_gpu_num_devices 2.0")
         with socket.create_connection(("127.0.0.1", sidecar.port), timeout=10) as client:
             client.sendall(
                 b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n"
@@ -74,7 +74,7 @@ def test_without_a_way_to_tell_no_gpu_is_shown(tmp_path: Path, stub: Stub) -> No
 
 def test_only_the_named_gpu(tmp_path: Path, stub: Stub) -> None:
     with gpuscale("sidecar", folder=tmp_path, stub=stub, environ={"GPUSCALE_GPUS": UUID.format(1)}) as sidecar:
-        sidecar.wait_for("nvidia_gpu_up{")
+        sidecar.wait_for("nvidia_gpu_num_devices 1.0")
         page = sidecar.get()[1]
         assert UUID.format(1) in page
         assert UUID.format(0) not in page
@@ -146,7 +146,7 @@ def test_a_hang_that_ends(tmp_path: Path, stub: Stub) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_end(tmp_path: Path, stub: Stub, number: int) -> None:
     with gpuscale("sidecar", "--gpus", "all", folder=tmp_path, stub=stub) as sidecar:
-        sidecar.wait_for("nvidia_gpu_up{")
+        sidecar.wait_for("nvidia_gpu_num_devices 2.0")
         status, seconds = sidecar.end(number)
         assert (status, seconds < 10) == (0, True)
         shutdowns = [call for call in stub.calls("nvmlShutdown") if call.pid == sidecar.process.pid]
