@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 K ?=
 
-.PHONY: run test test-matrix lint bench e2e system clean
+.PHONY: run test test-gpu test-matrix lint bench e2e system clean
 
 $(VENV)/library.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ bench: system $(VENV)/tests.stamp
 # K=walk runs one test by name. Needs KUBECONFIG, or the cluster beside this repository; says how to get one.
 e2e: $(VENV)/tests.stamp
 	GPUSCALE_E2E=1 $(BIN)/python -m pytest tests/e2e -m e2e $(if $(K),-k '$(K)')
+
+# Needs an idle NVIDIA GPU; without one it says so. GPUSCALE_WRITE_MEASURED=1 writes the table to docs/measured.md.
+test-gpu: $(VENV)/tests.stamp
+	$(BIN)/python -m pytest tests/gpu_hardware -m gpu -s -rs
 
 clean:
 	rm -rf $(VENV) .venv-3.* build dist
