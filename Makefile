@@ -25,7 +25,7 @@ system:
 	sh tests/system-packages.sh
 
 test: system $(VENV)/tests.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not gpu"
 	$(BIN)/python tests/matrix.py --skip $$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 lint: $(VENV)/tests.stamp
