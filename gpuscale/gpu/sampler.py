@@ -137,7 +137,11 @@ class Sampler:
         )
 
     def dump(self) -> dict[str, Any]:
-        """Everything that another process needs to go on, as JSON types."""
+        """Everything that another process needs to go on, as JSON types.
+
+        For the sampler's thread, which hands it to ``on_cycle``: taken from another while a reading is being
+        integrated, the counters would be newer than the times beside them.
+        """
         return {
             "format": FORMAT,
             "source": self.source.name,

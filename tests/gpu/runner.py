@@ -62,12 +62,13 @@ def in_child(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Commands: snapshot, dump, resources, cpu, fork, stop, exec."""
+    """Commands: snapshot, dump (what was handed to ``on_cycle`` last), resources, cpu, fork, stop, exec."""
     options = json.loads(sys.argv[1])
     logging.basicConfig(level=options.pop("log_level", "WARNING"))
     source = options.pop("source", "nvml")
     started = options.pop("start", True)
-    sampler = Sampler(create_source(source), **options)
+    handed: list[dict[str, Any]] = [{}]
+    sampler = Sampler(create_source(source), on_cycle=lambda dump: handed.__setitem__(0, dump), **options)
     if started:
         sampler.start()
 
@@ -84,7 +85,7 @@ def main() -> None:
             sampler.start()
             answer(True)
         elif command == "dump":
-            answer(sampler.dump())
+            answer(handed[0])
         elif command == "resources":
             answer(resources())
         elif command == "cpu":
