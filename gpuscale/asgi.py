@@ -71,7 +71,7 @@ class MetricsMiddleware:
                 raise
             if last and not ended:
                 ended = True
-                self._finish(scope, root, started, status, disconnected or getattr(cycle, "disconnected", False))
+                self._finish(scope, root, started, status, disconnected, cycle)
 
         def counting_send(message: Message) -> Awaitable[None]:
             nonlocal status
@@ -97,14 +97,15 @@ class MetricsMiddleware:
         except BaseException as error:
             if not ended:  # after the last body byte it is a background task's affair, and no request's
                 gone = isinstance(error, asyncio.CancelledError) or type(error).__name__ == "ClientDisconnect"
-                gone = gone or disconnected or getattr(cycle, "disconnected", False)
-                self._finish(scope, root, started, 500, gone)
+                self._finish(scope, root, started, 500, gone or disconnected, cycle)
             raise
         if not ended:  # the app returned without a last body byte; the server breaks the answer off
-            self._finish(scope, root, started, 500, disconnected or getattr(cycle, "disconnected", False))
+            self._finish(scope, root, started, 500, disconnected, cycle)
 
-    def _finish(self, scope: Scope, root: Any, started: float, status: int, gone: bool) -> None:
-        self._end(started, scope["method"], self._route(scope, root), CLIENT_CLOSED_REQUEST if gone else status)
+    def _finish(self, scope: Scope, root: Any, started: float, status: int, gone: bool, cycle: object) -> None:
+        if gone or getattr(cycle, "disconnected", False):
+            status = CLIENT_CLOSED_REQUEST
+        self._end(started, scope["method"], self._route(scope, root), status)
 
     def _start(self) -> None:
         self.publication.start()

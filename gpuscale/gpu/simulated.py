@@ -16,7 +16,6 @@ IDLE_WATTS, BUSY_WATTS = 30.0, 250.0
 IDLE_CELSIUS, BUSY_CELSIUS = 35.0, 75.0
 WARM_UP = 20.0
 """Seconds in which the temperature goes most of the way."""
-PERIOD = 0.25
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 IMPOSSIBLE_VALUE = "IMPOSSIBLE_VALUE"
 """Reason of a reading that the driver called good and that cannot be: 101 %, more memory used than there is."""
-TIME_WENT_BACK = "TIME_WENT_BACK"
-"""Reason of samples that are older than those read before."""
 
 
 class DeviceLostError(GpuscaleError):

@@ -27,14 +27,11 @@ class Pages:
             return Response(200, content_type, body)
 
         def healthz(_: Mapping[str, str]) -> Response:
-            snapshot = self._snapshot()
-            if snapshot.alive and not snapshot.lost_for_good:
-                return Response(200, "text/plain; charset=utf-8", b"ok\n")
-            why = "the GPU is lost for good" if snapshot.lost_for_good else "the GPU sampler is stuck or dead"
-            return Response(503, "text/plain; charset=utf-8", f"{why}: {snapshot.why_empty}\n".encode())
+            trouble = gpu_trouble(self._snapshot())
+            return unavailable(trouble) if trouble else fine()
 
         def readyz(_: Mapping[str, str]) -> Response:
-            return Response(200, "text/plain; charset=utf-8", b"ok\n")
+            return fine()
 
         return {"/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
 
@@ -51,3 +48,28 @@ class Pages:
         body, content_type = self._render(environ.get("HTTP_ACCEPT", ""))
         start_response("200 OK", [("Content-Type", content_type), ("Content-Length", str(len(body)))])
         return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else body]
+
+
+def gpu_trouble(snapshot: GpuSnapshot) -> str:
+    """Why a liveness probe should have the container started anew; empty when there is no reason."""
+    if snapshot.lost_for_good:
+        return f"the GPU is lost for good: {snapshot.why_empty}"
+    if not snapshot.alive:
+        return f"the GPU sampler is stuck or dead: {snapshot.why_empty}"
+    return ""
+
+
+def fine() -> Response:
+    """A probe's good answer."""
+    from gpuscale.publish.endpoint import Response
+    from gpuscale.publish.http_message import PLAIN
+
+    return Response(200, PLAIN, b"ok\n")
+
+
+def unavailable(message: str) -> Response:
+    """A probe's bad answer, with the reason for a person."""
+    from gpuscale.publish.endpoint import Response
+    from gpuscale.publish.http_message import PLAIN
+
+    return Response(503, PLAIN, f"{message.rstrip(': ')}\n".encode())

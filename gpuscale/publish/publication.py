@@ -292,12 +292,16 @@ class Publication:
             self._server.close()
         if self._sampler is not None:
             self._sampler.stop(timeout=1.0)
+        self._unregister()
+        self._server, self._sampler, self._leads = None, None, False
+
+    def _unregister(self) -> None:
         if self._registered:
+            self._registered = False
             try:
                 self.registry.unregister(self._collector)
             except KeyError:  # the registry's owner did it
                 pass
-        self._server, self._sampler, self._registered, self._leads = None, None, False, False
 
     def after_fork(self) -> None:
         """In a forked child: nothing of the parent's is ours, and numbers begin at zero."""
@@ -307,11 +311,7 @@ class Publication:
         if group is not None:
             group.forget_inherited()
         self.running = False
-        if self._registered:
-            try:
-                self.registry.unregister(self._collector)
-            except KeyError:
-                pass
+        self._unregister()
         self._reset()
         self.accounting.move_to(Slab(), fresh=True)
         self.loop_lag = LoopLag(self.accounting.slab.slots)

@@ -43,7 +43,6 @@ class WorkerGroup:
         self._explicit = directory is not None
         self._private = port == 0 and directory is None
         self.directory = directory or _default_directory(port)
-        self._files: list[int] = []
         self._leader_file: int | None = None
         self._readers: dict[str, SlabReader] = {}
         self.stem = ""

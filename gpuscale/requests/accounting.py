@@ -11,7 +11,7 @@ from bisect import bisect_left
 from time import monotonic
 
 from gpuscale.catalogue import DEFAULT_BUCKETS, METHODS, OTHER_METHOD, OVERFLOW_ROUTE
-from gpuscale.requests.slab import IN_FLIGHT_RECORD, Slab, SlabFullError, read_in_flight
+from gpuscale.requests.slab import IN_FLIGHT_RECORD, Slab, SlabFullError
 
 MAX_ROUTES = 500
 """Distinct values of the label ``route``; a template that holds a client's input must not grow without bound."""
@@ -145,8 +145,3 @@ class RequestAccounting:
         if known != (method, route, status) and len(self._series) < 4 * MAX_ROUTES:
             self._series[(method, route, status)] = series
         return series
-
-
-def in_flight_seconds(accounting: RequestAccounting, now: float | None = None) -> float:
-    """The integral of one process's requests in flight up to ``now`` (default: this instant), in seconds."""
-    return read_in_flight(accounting.slab).integral_at(monotonic() if now is None else now)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -31,13 +30,16 @@ class RequestTotals:
         for labels, count in other.requests.items():
             self.requests[labels] = self.requests.get(labels, 0.0) + count
         for key, values in other.durations.items():
-            mine = self.durations.get(key)
-            if mine is None or len(mine) != len(values):
-                self.durations[key] = list(values)
-            else:
-                self.durations[key] = [a + b for a, b in zip(mine, values, strict=True)]
+            self._add_duration(key, values)
         lags = [lag for lag in (self.loop_lag, other.loop_lag) if lag is not None]
         self.loop_lag = max(lags, default=None)
+
+    def _add_duration(self, key: DurationLabels, values: list[float]) -> None:
+        mine = self.durations.get(key)
+        if mine is None or len(mine) != len(values):
+            self.durations[key] = list(values)
+        else:
+            self.durations[key] = [a + b for a, b in zip(mine, values, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
         """The counters, as JSON types; what is in flight and lags die with their worker."""
@@ -66,14 +68,5 @@ def read_totals(slab: Slab | SlabReader, now: float | None = None) -> RequestTot
         run: memoryview[float] = slab.slots[slot : slot + size]
         values = list(run)
         totals.requests[labels] = sum(values[:-1])
-        both = totals.durations.get(labels[:2])
-        totals.durations[labels[:2]] = values if both is None else [a + b for a, b in zip(both, values, strict=True)]
-    return totals
-
-
-def sum_totals(parts: Iterable[RequestTotals]) -> RequestTotals:
-    """The sum over workers."""
-    totals = RequestTotals()
-    for part in parts:
-        totals.add(part)
+        totals._add_duration(labels[:2], values)
     return totals

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
-from time import monotonic
 
 from gpuscale.errors import GpuscaleError
 from gpuscale.sidecar import signals
@@ -90,13 +89,3 @@ def supervise(child: Child, before_end: Callable[[], None] | None = None) -> int
             child.send(arrived.number)
         child.reap()
     return child.status
-
-
-def end_by_force(child: Child, seconds: float) -> None:
-    """SIGTERM, and SIGKILL for a command that is still there after ``seconds``."""
-    child.send(signal.SIGTERM)
-    end = monotonic() + seconds
-    while child.status is None and monotonic() < end:
-        signals.wait([signal.SIGCHLD], timeout=max(0.0, end - monotonic()))
-        child.reap()
-    child.send(signal.SIGKILL)

@@ -15,6 +15,7 @@ from gpuscale.gpu.source import GpuSource
 from gpuscale.publish.collector import MetricsCollector
 from gpuscale.publish.endpoint import MetricsServer, Response
 from gpuscale.publish.exposition import Encoder
+from gpuscale.publish.pages import fine, gpu_trouble, unavailable
 from gpuscale.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gpuscale.sidecar")
 
-PLAIN = "text/plain; charset=utf-8"
 STOP_SECONDS = 0.5
 """How long a hanging driver call is waited for at the end."""
 
@@ -106,28 +106,20 @@ class Sidecar:
         return Response(200, content_type, self._encoder.encode(self._collector.collect(), openmetrics=openmetrics))
 
     def _healthz(self, _: Mapping[str, str]) -> Response:
-        snapshot = self._sampler.snapshot()
-        if snapshot.lost_for_good:
-            return _unavailable(f"the GPU is lost for good: {snapshot.why_empty}")
-        if not snapshot.alive:
-            return _unavailable(f"the GPU sampler is stuck or dead: {snapshot.why_empty}")
-        if self._proxy is not None and not self._proxy.alive:
-            return _unavailable("the proxy is dead")
-        return Response(200, PLAIN, b"ok\n")
+        trouble = gpu_trouble(self._sampler.snapshot())
+        if not trouble and self._proxy is not None and not self._proxy.alive:
+            trouble = "the proxy is dead"
+        return unavailable(trouble) if trouble else fine()
 
     def _readyz(self, _: Mapping[str, str]) -> Response:
         if self._draining:
-            return _unavailable("shutting down")
+            return unavailable("shutting down")
         # A driver that hangs at its first call must not keep the pod out of its Service for ever.
         waiting = monotonic() - self._started < self._settings.gpu_staleness
         snapshot = self._sampler.snapshot()
         if waiting and not snapshot.gpus and snapshot.why_empty in ("", "no reading yet"):
-            return _unavailable("the GPUs have not been read yet")
-        return Response(200, PLAIN, b"ok\n")
-
-
-def _unavailable(message: str) -> Response:
-    return Response(503, PLAIN, f"{message.rstrip(': ')}\n".encode())
+            return unavailable("the GPUs have not been read yet")
+        return fine()
 
 
 def leave(status: int) -> None:

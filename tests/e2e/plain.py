@@ -18,11 +18,11 @@ gpu.1.util 100
 """
 """The node's GPUs. The other one is always busy: were it counted, the mean would be 50 and more."""
 LOCKED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
-# Burns 50 ms of CPU time in each 100 ms while /work/busy is there: nothing of gpuscale, Python's own loop.
+# Burns 50 ms of CPU time in each 100 ms while /scratch/busy is there: nothing of gpuscale, Python's own loop.
 APP = """\
 import os, time
 while True:
-    end = time.process_time() + (0.05 if os.path.exists('/work/busy') else 0)
+    end = time.process_time() + (0.05 if os.path.exists('/scratch/busy') else 0)
     while time.process_time() < end:
         pass
     time.sleep(0.05)
@@ -54,7 +54,7 @@ def _app() -> dict[str, Any]:
                 "resources": {"requests": {"cpu": "50m"}, "limits": {"nvidia.com/gpu": "1"}},
                 "securityContext": LOCKED,
                 "volumeMounts": [
-                    {"name": "work", "mountPath": "/work"},
+                    {"name": "scratch", "mountPath": "/scratch"},
                     # The device node that the container toolkit would put here: its name is what tells.
                     {"name": "stub", "mountPath": "/dev/nvidia0", "subPath": "state", "readOnly": True},
                 ],
@@ -62,7 +62,7 @@ def _app() -> dict[str, Any]:
         ],
         "volumes": [
             {"name": "nvml", "emptyDir": {}},
-            {"name": "work", "emptyDir": {}},
+            {"name": "scratch", "emptyDir": {}},
             {"name": "stub", "configMap": {"name": "nvml-stub"}},
         ],
     }
@@ -117,7 +117,7 @@ def apply(service: Service) -> str:
 
 def work(service: Service, pod: str) -> None:
     """Half a core from now on, in this pod only."""
-    kubectl("exec", "-n", service.namespace, pod, "-c", "app", "--", "touch", "/work/busy")
+    kubectl("exec", "-n", service.namespace, pod, "-c", "app", "--", "touch", "/scratch/busy")
 
 
 def gpus(service: Service, pod: str) -> set[str]:

@@ -12,7 +12,7 @@ from gpuscale.catalogue import METHODS, OTHER_METHOD, OVERFLOW_ROUTE
 from gpuscale.requests import accounting as accounting_module
 from gpuscale.requests.accounting import MAX_ROUTES, RequestAccounting
 from gpuscale.requests.slab import FIRST_SERIES_SLOT, SLOTS, Slab, SlabReader, read_in_flight
-from gpuscale.requests.totals import RequestTotals, read_totals, sum_totals
+from gpuscale.requests.totals import RequestTotals, read_totals
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def test_integral_runs_on_while_requests_are_in_flight(clock: list[float]) -> No
     clock[0] += 2
     requests.begin()
     clock[0] += 3
-    assert accounting_module.in_flight_seconds(requests, clock[0]) == 2 + 2 * 3
+    assert read_in_flight(requests.slab).integral_at(clock[0]) == 2 + 2 * 3
     requests.end(first, "GET", "/", 200)
-    assert accounting_module.in_flight_seconds(requests, clock[0] + 10) == 8 + 10
+    assert read_in_flight(requests.slab).integral_at(clock[0] + 10) == 8 + 10
 
 
 def test_counts_by_labels_and_bucket(clock: list[float]) -> None:
@@ -197,6 +197,8 @@ def test_totals_survive_json() -> None:
     again = RequestTotals.from_json(totals.to_json())
     assert again.requests == totals.requests
     assert again.durations == totals.durations
-    both = sum_totals([totals, again])
+    both = RequestTotals()
+    both.add(totals)
+    both.add(again)
     assert both.requests[("GET", "/a", "200")] == 2
     assert both.durations[("GET", "/a")] == [2 * value for value in totals.durations[("GET", "/a")]]
