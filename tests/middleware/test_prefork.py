@@ -144,6 +144,9 @@ def test_workers_share_one_endpoint_and_survive_a_kill(server: Server) -> None:
     owners = server.endpoint_owners()
     assert len(owners) == 1
 
+    # Utilisation is what lies between two readings: without the leader's second one there is no counter to compare.
+    wait_for("the leader's GPU readings", lambda: server.page()["nvidia_gpu_busy_seconds_total"] > 0)
+
     slow = [threading.Thread(target=_quietly, args=(server,)) for _ in range(4)]
     for thread in slow:
         thread.start()
