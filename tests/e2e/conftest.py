@@ -38,6 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.timeout(5400))  # images may have to be built first
             if os.environ.get("GPUSCALE_E2E") != "1":
                 item.add_marker(pytest.mark.skip(reason="needs a Kubernetes cluster: make e2e"))
 
