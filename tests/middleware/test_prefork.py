@@ -66,8 +66,7 @@ class Server:
         owners = []
         for pid in [self.process.pid, *self.workers()]:
             with contextlib.suppress(OSError):
-                links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
-                if inodes & set(links):
+                if inodes & set(_links(f"/proc/{pid}/fd")):
                     owners.append(pid)
         return owners
 
@@ -77,6 +76,13 @@ class Server:
         return [
             pid for pid in map(int, children) if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
+
+
+def _links(folder: str) -> Iterator[str]:
+    """What the links in a folder point at. A busy process's descriptors go while we look: those are left out."""
+    for entry in os.scandir(folder):
+        with contextlib.suppress(OSError):
+            yield os.readlink(entry.path)
 
 
 def free_port() -> int:
