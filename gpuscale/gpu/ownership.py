@@ -38,6 +38,30 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Container:
+    """The devices of one container, as its processes show them."""
+
+    minors: frozenset[str]
+    """Numbers of its nodes /dev/nvidiaN."""
+    names: tuple[str, ...] = ()
+    """UUIDs in its environment: they narrow further, as for instances, which share their GPU's node."""
+    instances: frozenset[tuple[str, int, int]] = frozenset()
+    """(minor number, GPU instance, compute instance) of the MIG instances that it may open."""
+
+    def has(self, device: Candidate) -> bool:
+        """Whether it may use the device. Of a partitioned GPU's node alone nobody can tell which instance is meant."""
+        if device.minor not in self.minors:
+            return False
+        if self.names:
+            return any(device.named(name) for name in self.names)
+        return device.place is None or (device.minor, device.gpu_instance, device.compute_instance) in self.instances
+
+
+WAYS = ("process-namespace", "dra-claim", "pod-resources", "handover", "explicit")
+"""A sidecar's ways to tell its devices, the first first."""
+
+
+@dataclass(frozen=True)
 class Decision:
     """Which of NVML's devices are this pod's, and what decided it."""
 
@@ -46,6 +70,8 @@ class Decision:
     """UUIDs or indices; None: not narrowed by name."""
     minors: frozenset[str] | None = None
     """Numbers of /dev/nvidiaN; None: not narrowed by device node."""
+    containers: tuple[Container, ...] | None = None
+    """Those that have devices; None: not narrowed by them."""
     nothing: bool = False
     """No way could tell, or there is none: no device."""
     why: str = ""
@@ -56,11 +82,24 @@ class Decision:
         if self.nothing:
             return []
         chosen = list(shown)
+        if self.containers is not None:
+            chosen = [device for device in chosen if any(each.has(device) for each in self.containers)]
         if self.minors is not None:
             chosen = [device for device in chosen if device.minor in self.minors]
         if self.names is not None:
             chosen = _named(chosen, self.names)
         return chosen
+
+    def is_overtaken_by(self, later: Decision, shown: Sequence[Candidate]) -> bool:
+        """Whether ``later`` comes from a better way to tell, or from the same and has more of the devices ``shown``.
+
+        Fewer are no reason: a container that ends and is started again has its devices all the while.
+        """
+        rank = {way: number for number, way in enumerate(WAYS)}
+        before, now = rank.get(self.decided_by, len(WAYS)), rank.get(later.decided_by, len(WAYS))
+        if now != before:
+            return now < before
+        return not set(later.select(shown)) <= set(self.select(shown))
 
 
 def _is_index(name: str) -> bool:
@@ -145,6 +184,9 @@ def _claim(environ: Mapping[str, str], dev_root: Path, lacks: list[str]) -> Deci
     if not minors:
         lacks.append("no claim gave this container devices (no /dev/nvidiaN)")
         return None
+    if has_all_devices(dev_root):
+        lacks.append("no claim gave this container devices (it is privileged, and shows its node's)")
+        return None
     return Decision("dra-claim", minors=minors, why=f"NVML shows none of the claim's devices {_listed(minors)}")
 
 
@@ -162,6 +204,14 @@ def device_minors(dev: Path) -> frozenset[str]:
     """Numbers N of the nodes nvidiaN in a /dev. Raises OSError where it may not be read."""
     names: Iterable[str] = os.listdir(dev) if dev.is_dir() else ()
     return frozenset(name[6:] for name in names if name.startswith("nvidia") and name[6:].isdigit())
+
+
+def has_all_devices(dev: Path) -> bool:
+    """Whether a /dev is the host's, as a privileged container has it: then its GPUs are the node's whole set.
+
+    The kernel's log is a device of every host that no runtime gives to another container.
+    """
+    return (dev / "kmsg").exists()
 
 
 def _listed(values: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuscale.gpu.handover import write_handover
-from gpuscale.gpu.ownership import Candidate, Decision, decide, in_process
+from gpuscale.gpu.ownership import WAYS, Candidate, Decision, decide, in_process
 from gpuscale.gpu.pod_resources import device_uuids, fields
 from gpuscale.gpu.reading import GpuIdentity, GpuReading, GpuSnapshot
 
@@ -105,12 +105,89 @@ def test_uuids_in_the_environment_narrow_a_privileged_container_and_instances(tm
     assert uuids(partitioned.decide(), INSTANCES) == ["MIG-b"]
 
 
+def test_a_privileged_container_does_not_show_the_nodes_whole_set(tmp_path: Path) -> None:
+    """It has every node of the host. Beside one that tells it adds nothing; alone it is no way to tell."""
+    pod = Pod(tmp_path)
+    host = ("kmsg", "nvidia0", "nvidia1", "nvidia2", "nvidia3")
+    pod.add("20", "mnt:[3]", host, "NVIDIA_VISIBLE_DEVICES=all")
+    decision = pod.decide()
+    assert decision.nothing
+    assert "privileged" in decision.why
+    pod.add("30", "mnt:[4]", ("nvidia1",), "NVIDIA_VISIBLE_DEVICES=void")
+    assert uuids(pod.decide()) == ["GPU-1"]
+    pod.add("40", "mnt:[5]", host, "NVIDIA_VISIBLE_DEVICES=GPU-3")  # its own UUIDs are for it alone
+    assert uuids(pod.decide()) == ["GPU-1", "GPU-3"]
+
+
+def test_a_privileged_sidecar_has_no_claim(tmp_path: Path) -> None:
+    pod = Pod(tmp_path)
+    for node in ("kmsg", "nvidia0", "nvidia1"):
+        (pod.dev / node).touch()
+    decision = pod.decide(NVIDIA_VISIBLE_DEVICES="void")
+    assert decision.nothing
+    assert "privileged" in decision.why
+
+
+def test_of_a_partitioned_gpu_only_the_containers_instances(tmp_path: Path) -> None:
+    """Instances share their GPU's node; which of them a container may open is told by its capability nodes."""
+    pod = Pod(tmp_path)
+    pod.add("20", "mnt:[3]", ("nvidia0",), "NVIDIA_VISIBLE_DEVICES=void")
+    assert uuids(pod.decide(), INSTANCES) == []  # no way to know which: none, not all
+    caps = pod.proc / "20/root/dev/nvidia-caps"
+    caps.mkdir()
+    for number in (1, 21, 22):
+        (caps / f"nvidia-cap{number}").touch()
+    minors = pod.proc / "driver/nvidia-caps/mig-minors"
+    minors.parent.mkdir(parents=True)
+    minors.write_text("config 1\nmonitor 2\ngpu0/gi1/access 12\ngpu0/gi1/ci0/access 13\n"
+                      "gpu0/gi2/access 21\ngpu0/gi2/ci0/access 22\n")  # fmt: skip
+    assert uuids(pod.decide(), INSTANCES) == ["MIG-b"]
+
+
+def test_a_better_way_and_more_devices_overtake_a_decision() -> None:
+    one, two = Decision("handover", names=("GPU-1",)), Decision("handover", names=("GPU-1", "GPU-2"))
+    assert one.is_overtaken_by(two, NODE)
+    assert not two.is_overtaken_by(one, NODE), "a container that is started again has its devices all the while"
+    assert not one.is_overtaken_by(one, NODE)
+    assert not one.is_overtaken_by(Decision("explicit"), NODE), "the node's whole set by accident"
+    assert not one.is_overtaken_by(Decision("nothing", nothing=True), NODE)
+    for better, worse in zip(WAYS, WAYS[1:], strict=False):
+        assert Decision(worse).is_overtaken_by(Decision(better, names=("GPU-0",)), NODE)
+
+
 def test_a_claim_shared_by_both_containers(tmp_path: Path) -> None:
     pod = Pod(tmp_path)
     (pod.dev / "nvidia2").touch()
     decision = pod.decide(NVIDIA_VISIBLE_DEVICES="void")
     assert decision.decided_by == "dra-claim"
     assert uuids(decision) == ["GPU-2"]
+
+
+def test_the_ways_in_their_order(tmp_path: Path) -> None:
+    """All five at once, each naming another GPU; taken away one after the other."""
+    shown = [*NODE, Candidate("GPU-4", "4", 4)]
+    pod = Pod(tmp_path)
+    write_handover(tmp_path, GpuSnapshot("nvml", (GpuReading(GpuIdentity("GPU-3", "x", "3"), up=True),)))
+    variables = {"NVIDIA_VISIBLE_DEVICES": "void", "POD_NAME": "mine", "POD_NAMESPACE": "ns"}
+    variables["GPUSCALE_HANDOVER_DIR"] = str(tmp_path)
+    app = pod.add("20", "mnt:[3]", ("nvidia0",))
+    (pod.dev / "nvidia2").touch()
+    found = []
+    with kubelet(pod.kubelet, ANSWER):
+        decision = pod.decide("GPU-4", **variables)
+        found.append((decision.decided_by, uuids(decision, shown)))
+        (app / "root/dev/nvidia0").unlink()
+        decision = pod.decide("GPU-4", **variables)
+        found.append((decision.decided_by, uuids(decision, shown)))
+        (pod.dev / "nvidia2").unlink()
+        decision = pod.decide("GPU-4", **variables)
+        found.append((decision.decided_by, uuids(decision, shown)))
+    pod.kubelet.unlink()
+    decision = pod.decide("GPU-4", **variables)
+    found.append((decision.decided_by, uuids(decision, shown)))
+    decision = pod.decide("GPU-4")
+    found.append((decision.decided_by, uuids(decision, shown)))
+    assert found == list(zip(WAYS, (["GPU-0"], ["GPU-2"], ["GPU-1"], ["GPU-3"], ["GPU-4"]), strict=True))
 
 
 def test_uuids_handed_over_come_before_explicit_ones(tmp_path: Path) -> None:
