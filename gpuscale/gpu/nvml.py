@@ -66,11 +66,15 @@ class NvmlSource:
         failures: list[str] = []
         candidates = self._candidates(failures)
         decision = self._ownership()
-        chosen = decision.select([candidate for candidate, _ in candidates])
-        uuids = {candidate.uuid for candidate in chosen}
+        shown = [candidate for candidate, _ in candidates]
+        uuids = {candidate.uuid for candidate in decision.select(shown)}
         self._opened = [device for candidate, device in candidates if candidate.uuid in uuids]
         why = "" if self._opened else self._why_empty(decision, len(candidates), failures)
-        return Enumeration(tuple(self._opened), tuple(failures), decision.decided_by, why)
+
+        def outdated() -> bool:
+            return decision.is_overtaken_by(self._ownership(), shown)
+
+        return Enumeration(tuple(self._opened), tuple(failures), decision.decided_by, why, outdated)
 
     def _why_empty(self, decision: Decision, shown: int, failures: list[str]) -> str:
         if decision.nothing or shown:

@@ -94,8 +94,11 @@ class Enumeration:
 
     devices: Sequence[GpuDevice] = ()
     failures: Sequence[str] = ()
+    """Why devices that were counted could not be opened, one reason each."""
     decided_by: str = ""
     why_empty: str = ""
+    outdated: Callable[[], bool] = field(default=lambda: False)
+    """Whether other devices than these are ours by now. May take as long as finding out did."""
 
 
 class GpuSource(Protocol):

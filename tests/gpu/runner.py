@@ -9,21 +9,39 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+from gpuscale.gpu.ownership import decide
 from gpuscale.gpu.reading import snapshot_to_json
 from gpuscale.gpu.sampler import Sampler
-from gpuscale.gpu.source import create_source
+from gpuscale.gpu.source import GpuSource, create_source
 
 
-def resources() -> dict[str, int]:
-    """What must not grow: resident KiB, file descriptors, threads."""
+class Counted:
+    """A source that counts how often it was opened."""
+
+    def __init__(self, source: GpuSource) -> None:
+        self._source = source
+        self.name = source.name
+        self.devices = source.devices
+        self.close = source.close
+        self.opened = 0
+
+    def open(self) -> None:
+        self.opened += 1
+        self._source.open()
+
+
+def resources(source: Counted) -> dict[str, int]:
+    """What must not grow: resident KiB, file descriptors, threads. And how often the driver was initialised."""
     with open("/proc/self/status") as status:
         lines = dict(line.split(":", 1) for line in status)
     return {
         "rss": int(lines["VmRSS"].split()[0]),
         "threads": int(lines["Threads"]),
         "fds": len(os.listdir("/proc/self/fd")),
+        "opened": source.opened,
     }
 
 
@@ -61,14 +79,23 @@ def in_child(options: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(raw))
 
 
+def made(name: str, sidecar: dict[str, str] | None) -> Counted:
+    """The source; with a sidecar's ways to tell its GPUs where ``sidecar`` says ``root`` (of proc and dev)."""
+    if sidecar is None:
+        return Counted(create_source(name))
+    root = Path(sidecar["root"])
+    proc, dev, kubelet = root / "proc", root / "dev", root / "kubelet.sock"
+    return Counted(create_source(name, lambda: decide(sidecar.get("gpus"), None, proc, dev, kubelet)))
+
+
 def main() -> None:
     """Commands: snapshot, dump (what was handed to ``on_cycle`` last), resources, cpu, fork, stop, exec."""
     options = json.loads(sys.argv[1])
     logging.basicConfig(level=options.pop("log_level", "WARNING"))
-    source = options.pop("source", "nvml")
+    source = made(options.pop("source", "nvml"), options.pop("sidecar", None))
     started = options.pop("start", True)
     handed: list[dict[str, Any]] = [{}]
-    sampler = Sampler(create_source(source), on_cycle=lambda dump: handed.__setitem__(0, dump), **options)
+    sampler = Sampler(source, on_cycle=lambda dump: handed.__setitem__(0, dump), **options)
     if started:
         sampler.start()
 
@@ -87,7 +114,7 @@ def main() -> None:
         elif command == "dump":
             answer(handed[0])
         elif command == "resources":
-            answer(resources())
+            answer(resources(source))
         elif command == "cpu":
             answer({"cpu": time.process_time(), "at": time.monotonic()})
         elif command == "fork":

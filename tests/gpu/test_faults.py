@@ -69,6 +69,17 @@ def test_initialisation_fails_for_a_while(stub: Stub, code: str) -> None:
         process.until(up)
 
 
+def test_a_gpu_that_could_not_be_opened_is_tried_again(stub: Stub) -> None:
+    """Its failure was for a moment only, and the other GPU has none that would have the driver opened anew."""
+    stub.fail("nvmlDeviceGetUUID", "TIMEOUT", gpu=1)
+    with Process(stub) as process:
+        process.until(lambda shot: up(shot) and shot["errors"].get("TIMEOUT", 0) >= 2)
+        assert "another one cannot be opened: TIMEOUT" in process.log()
+        stub.release()
+        shot = process.until(lambda shot: up(shot) and len(shot["gpus"]) == 2)
+        assert shot["gpus"][0]["busy_seconds"] > 0
+
+
 def test_a_lost_gpu_is_down_the_other_is_not_and_it_comes_back(stub: Stub, process: Process) -> None:
     process.until(up)
     stub.lose(0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import json
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.gpu.process import Process, up
-from tests.nvml_stub import Stub
+from tests.nvml_stub import Stub, square
 
 
 @pytest.fixture
@@ -70,8 +71,8 @@ def test_without_a_ring_the_rate_is_asked_twice_a_second(stub: Stub) -> None:
 def test_without_any_utilisation_it_is_absent(stub: Stub) -> None:
     for function in ("nvmlDeviceGetSamples", "nvmlDeviceGetUtilizationRates"):
         stub.fail(function, "NOT_SUPPORTED")
-    with Process(stub) as process:
-        gpu = process.until(up)["gpus"][0]
+    with Process(stub, log_level="INFO") as process:
+        gpu = process.until(lambda shot: up(shot) and "its series are absent" in process.log())["gpus"][0]
     assert gpu["duty_cycle"] is gpu["busy_seconds"] is gpu["utilization_method"] is None
     assert gpu["memory_used_bytes"] == 1 << 30
 
@@ -79,9 +80,11 @@ def test_without_any_utilisation_it_is_absent(stub: Stub) -> None:
 def test_instances_have_their_own_memory_and_gpm(stub: Stub) -> None:
     first, second = stub.mig(0, {"uuid": "MIG-a", "memory.used": 5 << 30}, {"uuid": "MIG-b", "profile": "2g.20gb"})
     stub.set(f"gpu.{first}.util", 80)
-    with Process(stub, staleness=10.0, window=3.0) as process:
+    with Process(stub, staleness=10.0, window=3.0, log_level="INFO") as process:
         process.until(up)
         shot = process.until(lambda shot: (shot["gpus"][0]["observed_seconds"] or 0) > 2.5)
+        assert "GPU MIG-a: utilisation is integrated from GPU performance monitoring (gpm)" in process.log()
+        assert "-000000000001: utilisation is integrated from the driver's samples" in process.log()
     a, b = shot["gpus"][:2]
     assert [a["identity"]["uuid"], b["identity"]["uuid"]] == ["MIG-a", "MIG-b"]
     assert a["identity"]["minor_number"] == b["identity"]["minor_number"] == "0"
@@ -124,13 +127,69 @@ def test_visible_devices_only_narrow(stub: Stub) -> None:
     assert seen("GPU-ffffffff-0000-4000-8000-000000000001") == []
 
 
+def test_which_gpus_are_ours_is_asked_again(stub: Stub, tmp_path: Path) -> None:
+    """A sidecar starts before the app. What a better way says later counts, and its log says which one decided."""
+    uuid = "GPU-00000000-0000-4000-8000-00000000000{}".format
+    folder = tmp_path / "handover"
+    folder.mkdir()
+    handed_over = folder / "gpuscale-gpus.json"
+    (tmp_path / "proc/self/ns").mkdir(parents=True)
+    (tmp_path / "proc/self/ns/mnt").symlink_to("mnt:[1]")
+    sidecar = {"root": str(tmp_path), "gpus": "all"}
+    with Process(
+        stub, sidecar=sidecar, recheck=0.3, log_level="INFO", environ={"GPUSCALE_HANDOVER_DIR": str(folder)}
+    ) as process:
+        shot = process.until(up)
+        assert (shot["decided_by"], len(shot["gpus"])) == ("explicit", 3)
+        assert "3 GPU(s) from nvml, this pod's by explicit" in process.log()
+        handed_over.write_text(json.dumps({"uuids": [uuid(1)]}))
+        shot = process.until(lambda shot: shot["decided_by"] == "handover" and up(shot))
+        assert [gpu["identity"]["uuid"] for gpu in shot["gpus"]] == [uuid(1)]
+        assert "1 GPU(s) from nvml, this pod's by handover" in process.log()
+        handed_over.write_text(json.dumps({"uuids": [uuid(1), uuid(2)]}))
+        process.until(lambda shot: len(shot["gpus"]) == 2 and up(shot))
+        handed_over.unlink()
+        time.sleep(0.7)
+        shot = process.snapshot()
+        assert (shot["decided_by"], len(shot["gpus"])) == ("handover", 2), "not what the worse way says"
+        assert not shot["lost_for_good"]
+
+
 def test_own_memory_where_pids_are_ours_and_absent_where_they_are_the_hosts(stub: Stub) -> None:
     stub.processes(0, ("self", 3 << 30))
     with Process(stub) as process:
         process.until(lambda shot: up(shot) and shot["gpus"][0]["own_memory_used_bytes"] == 3 << 30)
         stub.set("pid_offset", 4_000_000)
         process.until(lambda shot: shot["gpus"][0]["own_memory_used_bytes"] is None)
-    assert os.path.exists("/proc/self")
+
+
+def test_two_pods_on_one_gpu_each_see_their_own_memory(stub: Stub) -> None:
+    """The driver lists to each what runs in its own PID namespace; the device's memory in use is both's."""
+    stub.set("gpu.0.memory.used", 9 << 30)
+    stub.processes(0, ("self", 3 << 30))
+    with Process(stub) as first:
+        first.until(lambda shot: up(shot) and shot["gpus"][0]["own_memory_used_bytes"] == 3 << 30)
+    stub.processes(0, ("self", 5 << 30))
+    with Process(stub) as second:
+        gpu = second.until(lambda shot: up(shot) and shot["gpus"][0]["own_memory_used_bytes"] == 5 << 30)["gpus"][0]
+    assert gpu["memory_used_bytes"] == 9 << 30
+
+
+def test_power_is_the_mean_where_the_drivers_reading_is_of_a_moment(stub: Stub) -> None:
+    """The reading is a mean over 0.1 s, so it is 100 W or 500 W; the energy counter's slope is what was drawn."""
+    with stub.batch():
+        stub.set("gpu.0.power", 100_000)
+        stub.set("gpu.0.power.busy", 500_000)
+        stub.load(0, square(period=0.5, duty=0.5))
+    with Process(stub) as process:
+        process.until(up)
+        time.sleep(1.2)
+        seen = []
+        for _ in range(20):
+            time.sleep(0.1)
+            seen.append(process.snapshot()["gpus"][0]["power_milliwatts"])
+    # Over 0.9 to 1.3 s of a square of 0.5 s at most a quarter of a period is more or less than half.
+    assert all(220_000 < power < 380_000 for power in seen), seen
 
 
 def test_the_simulation_says_so_and_follows_the_cpu(stub: Stub) -> None:
