@@ -5,15 +5,16 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from gpuscale.catalogue import DEFAULT_BUCKETS
 from gpuscale.errors import ConfigurationError
 
 DEFAULT_PORT = 9445
+METRICS_PATHS = ("/metrics", "/metrics/")
 DEFAULT_EXCLUDED_PATHS = (
-    "/healthz", "/readyz", "/livez", "/health", "/ready", "/live", "/startupz", "/metrics", "/metrics/",
+    "/healthz", "/readyz", "/livez", "/health", "/ready", "/live", "/startupz", *METRICS_PATHS,
 )  # fmt: skip
 GPU_SOURCES = ("nvml", "simulated", "none")
 
@@ -25,7 +26,8 @@ class Settings:
     """Everything that a person can choose. ``Settings.create`` fills gaps from the environment."""
 
     port: int = DEFAULT_PORT
-    """Of the metrics endpoint; 0 takes a free one (then workers do not share)."""
+    """Of the metrics endpoint; 0 takes a free one (then workers do not share). With ``on_app`` it only tells this
+    service's numbers from those of another one on the machine."""
     address: str = "0.0.0.0"
     gpu: str = "nvml"
     """``nvml``, ``simulated`` (chosen only explicitly) or ``none``."""
@@ -34,9 +36,9 @@ class Settings:
     buckets: tuple[float, ...] = DEFAULT_BUCKETS
     """Upper bounds of the duration histogram in seconds, ascending, without +Inf."""
     on_app: bool = False
-    """Serve ``/metrics`` on the app's own port and open no other."""
+    """Serve ``/metrics`` on the app's own port and open no other. A scrape is never counted there."""
     run_dir: str | None = None
-    """Folder that the workers of one pod share; by default one is made in memory per port and user."""
+    """Folder that the workers of one pod share, with a folder per port in it; by default in memory, per user."""
     gpu_interval: float = 1.0
     """Seconds between readings; the driver's sample ring holds about 10 s."""
     gpu_staleness: float = 10.0
@@ -74,7 +76,29 @@ class Settings:
             raise ConfigurationError("tls_cert and tls_key (GPUSCALE_TLS_CERT, GPUSCALE_TLS_KEY) go together")
         if settings.on_app and (settings.tls_cert or settings.token_file):
             raise ConfigurationError("tls_cert and token_file protect the metrics port; on_app opens none: drop one")
+        if settings.on_app:
+            paths = dict.fromkeys((*settings.excluded_paths, *METRICS_PATHS))
+            return replace(settings, excluded_paths=tuple(paths))
         return settings
+
+    def require(self, others: Settings) -> None:
+        """Raise ConfigurationError, naming the option, for ``others`` than these, which the port has already."""
+        for name, value in self.__dict__.items():
+            other = getattr(others, name)
+            if other != value:
+                raise ConfigurationError(
+                    f"{name}={other!r}: port {self.port} is published already with {value!r}; use the same options, "
+                    "or another port"
+                )
+
+
+def endpoint_url(address: str, port: int, *, tls: bool) -> str:
+    """Where this machine reaches ``/metrics`` of an endpoint that listens on ``address``."""
+    listening = ipaddress.ip_address(address)
+    if listening.is_unspecified:
+        listening = ipaddress.ip_address("127.0.0.1")  # a socket on :: takes IPv4 too
+    host = f"[{listening}]" if listening.version == 6 else str(listening)
+    return f"{'https' if tls else 'http'}://{host}:{port}/metrics"
 
 
 def _wrong(name: str, value: object, wanted: str) -> ConfigurationError:

@@ -8,6 +8,7 @@ from typing import Any
 from gpuscale.catalogue import UNMATCHED_ROUTE
 from gpuscale.publish.publication import Publication
 from gpuscale.requests.routes import wsgi_route
+from gpuscale.settings import METRICS_PATHS
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
@@ -29,14 +30,14 @@ class MetricsMiddleware:
     def __init__(self, app: App, *, publication: Publication | None = None, **options: Any) -> None:
         self.app = app
         self.publication = publication or Publication.shared(**options)
-        self._excluded = frozenset(self.publication.settings.excluded_paths)
         self._on_app = self.publication.settings.on_app
+        self._excluded = frozenset(self.publication.settings.excluded_paths)
         self.publication.start_in_workers()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path in self._excluded or COUNTED in environ:
-            if self._on_app and path in ("/metrics", "/metrics/"):
+            if self._on_app and path in METRICS_PATHS:
                 self.publication.start()
                 return self.publication.pages.respond_wsgi(environ, start_response)
             return self.app(environ, start_response)
@@ -45,11 +46,10 @@ class MetricsMiddleware:
         environ[COUNTED] = True
         request = _Request(self.publication, environ, start_response)
         try:
-            body = self.app(environ, request.start_response)
-        except BaseException:
+            return request.follow(self.app(environ, request.start_response))
+        except BaseException:  # TypeError, where the app returned what cannot be iterated
             request.end(500)
             raise
-        return request.follow(body)
 
 
 class _Request:
@@ -103,6 +103,13 @@ class _Request:
             self.ended = True
             self._accounting.end(self._started, self._environ.get("REQUEST_METHOD", ""), self._route, status)
 
+    def abandon(self) -> None:
+        """The server dropped the body without closing it, and the garbage collector says so."""
+        if not self.ended:
+            self.ended = True
+            method = self._environ.get("REQUEST_METHOD", "")
+            self._accounting.abandon(self._started, method, self._route, CLIENT_CLOSED_REQUEST)
+
 
 class _Body:
     """The app's iterable; knows its last byte."""
@@ -137,7 +144,7 @@ class _Body:
 
     def __del__(self) -> None:
         # A server that never calls close() must not leak a request in flight.
-        self._request.end_early()
+        self._request.abandon()
 
 
 class _SizedBody(_Body):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +53,7 @@ class MetricsCollector:
         self._totals = totals
         self._bounds = [*(_format_bound(bound) for bound in buckets), "+Inf"]
         self._mode = mode
+        self._silence = threading.local()
 
     def describe(self) -> Iterator[Metric]:
         """The families without samples, so that a registry finds a name that is taken already."""
@@ -59,11 +62,22 @@ class MetricsCollector:
 
     def collect(self) -> Iterator[Metric]:
         """The families at this instant; what is not known is absent."""
+        if getattr(self._silence, "on", False):
+            return
         snapshot = self._snapshot()
         yield self._info(snapshot)
         yield from _gpu_families(snapshot)
         if self._totals is not None:
             yield from self._request_families(self._totals())
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Meanwhile :meth:`collect` has nothing for this thread."""
+        self._silence.on = True
+        try:
+            yield
+        finally:
+            self._silence.on = False
 
     def _info(self, snapshot: GpuSnapshot) -> Metric:
         family = _family(catalogue.INFO)
@@ -164,19 +178,23 @@ def _format_bound(bound: float) -> str:
 
 
 class Registries:
-    """Several registries or collectors published as one; a family that two of them have is taken once."""
+    """Our collector and registries published as one; a family that two of them have is taken once."""
 
-    def __init__(self, *parts: Collector | MetricsCollector) -> None:
-        self._parts = parts
+    def __init__(self, own: MetricsCollector, *registries: Collector) -> None:
+        self._own, self._registries = own, registries
 
     def collect(self) -> Iterator[Metric]:
-        """The families of all parts in turn."""
+        """Our families, then those of the registries in turn."""
         seen: set[str] = set()
-        for part in self._parts:
-            for family in part.collect():
-                if family.name not in seen:
-                    seen.add(family.name)
-                    yield family
+        for family in self._own.collect():
+            seen.add(family.name)
+            yield family
+        with self._own.silent():  # it is in a registry, too: the workers' numbers need not be added up twice
+            for registry in self._registries:
+                for family in registry.collect():
+                    if family.name not in seen:
+                        seen.add(family.name)
+                        yield family
 
 
 def render(collectors: Any, accept: str) -> tuple[bytes, str]:

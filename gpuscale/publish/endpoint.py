@@ -17,6 +17,7 @@ from gpuscale.publish.http_answers import Answers, Handler
 from gpuscale.publish.http_credentials import Everybody, Guard, TlsFiles, TokenFile
 from gpuscale.publish.http_loop import RECEIVE_BUFFER, SEND_BUFFER, Loop
 from gpuscale.publish.http_message import Response
+from gpuscale.settings import endpoint_url
 
 __all__ = ["Handler", "MetricsServer", "Response"]
 
@@ -78,11 +79,7 @@ class MetricsServer:
     @property
     def url(self) -> str:
         """Where this machine reaches ``/metrics``."""
-        address = ipaddress.ip_address(self._address)
-        if address.is_unspecified:
-            address = ipaddress.ip_address("127.0.0.1")  # a socket on :: takes IPv4 too
-        host = f"[{address}]" if address.version == 6 else str(address)
-        return f"{'https' if self._tls else 'http'}://{host}:{self._port}/metrics"
+        return endpoint_url(self._address, self._port, tls=self._tls is not None)
 
     @property
     def alive(self) -> bool:

@@ -1,12 +1,13 @@
-"""What starts and closes a process's part in publishing: its numbers, the endpoint, the GPU sampler.
+"""What starts and closes a process's part in publishing: its numbers, its place among the workers, the leader's duties.
 
-One thread per process keeps the membership in the group of workers; in the one that leads it also runs the
-endpoint (a thread of its own) and the sampler (a thread of its own, the only one that calls the driver).
+One thread per process keeps the membership in the group of workers; in the one that leads it also runs
+:class:`gpuscale.publish.leader.Leader`.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import threading
@@ -14,8 +15,8 @@ import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from gpuscale.errors import ConfigurationError
-from gpuscale.gpu.reading import GpuSnapshot, aged, snapshot_from_json, snapshot_to_json
+from gpuscale.gpu.reading import GpuSnapshot
+from gpuscale.publish.http_credentials import TlsFiles, TokenFile
 from gpuscale.publish.pages import Pages
 from gpuscale.publish.supervisor import is_prefork_master
 from gpuscale.publish.workers import PortTakenError, WorkerGroup
@@ -23,19 +24,19 @@ from gpuscale.requests.accounting import RequestAccounting
 from gpuscale.requests.loop_lag import LoopLag
 from gpuscale.requests.slab import Slab
 from gpuscale.requests.totals import RequestTotals, read_totals
-from gpuscale.settings import Settings
+from gpuscale.settings import Settings, endpoint_url
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from gpuscale.gpu.sampler import Sampler
-    from gpuscale.publish.endpoint import MetricsServer
+    from gpuscale.publish.leader import Leader
 
 logger = logging.getLogger("gpuscale")
 
 KEEP_UP_SECONDS = 0.5
 """How often a worker looks whether the leader's place is free, and the leader for the dead: a takeover ≤ 2 s."""
-_GPU_FILE = "gpu.json"
+JOIN_AGAIN_SECONDS = 5.0
+"""After which it is tried again to join, when another service has the port."""
 _shared: dict[object, Publication] = {}
 _all: weakref.WeakSet[Publication] = weakref.WeakSet()
 
@@ -52,9 +53,17 @@ class Publication:
         self.accounting = RequestAccounting(buckets=settings.buckets)
         self.loop_lag = LoopLag(self.accounting.slab.slots)
         self.running = False
+        """Whether there is nothing to start: it publishes, or was closed for good."""
         self._given_registry = registry
+        self._more_registries: list[CollectorRegistry] = []
         self.pages = Pages(self.render, self.snapshot)
+        self._collectors: Any = None
+        self._registered = False
         self._reset()
+        if settings.tls_cert and settings.tls_key:
+            TlsFiles(settings.tls_cert, settings.tls_key)  # what is wrong with them is said now, not when it starts
+        if settings.token_file:
+            TokenFile(settings.token_file)
         _all.add(self)
 
     def _reset(self) -> None:
@@ -62,12 +71,10 @@ class Publication:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._group: WorkerGroup | None = None
-        self._leads = False
-        self._server: MetricsServer | None = None
-        self._bind_failed = False
-        self._sampler: Sampler | None = None
-        self._collectors: Any = None
-        self._registered = False
+        self._leader: Leader | None = None
+        self._join_at: float | None = None
+        """When to try again to join, while another service has the port."""
+        self._complained = ""
         self._start_after_fork = False
 
     @classmethod
@@ -80,18 +87,14 @@ class Publication:
         settings = Settings.create(**options)
         if settings.port == 0 and not settings.on_app:
             return cls(settings, registry)
-        key = "app" if settings.on_app else settings.port
+        key = (settings.port, settings.on_app)
         existing = _shared.get(key)
         if existing is None:
             existing = _shared[key] = cls(settings, registry)
-        elif existing.settings != settings:
-            differing = next(
-                name for name in settings.__dict__ if getattr(settings, name) != getattr(existing.settings, name)
-            )
-            raise ConfigurationError(
-                f"{differing}={getattr(settings, differing)!r}: port {key} is published already with "
-                f"{getattr(existing.settings, differing)!r}; use the same options, or another port"
-            )
+        else:
+            existing.settings.require(settings)
+            if registry is not None and registry is not existing.registry:
+                existing._more_registries.append(registry)
         return existing
 
     @property
@@ -108,10 +111,8 @@ class Publication:
         """Of the metrics as this process knows it; None when they are on the app itself."""
         if self.settings.on_app:
             return None
-        if self._server is not None:
-            return self._server.url
-        scheme = "https" if self.settings.tls_cert else "http"
-        return f"{scheme}://127.0.0.1:{self.settings.port}/metrics"
+        own = self._leader.url if self._leader is not None else None
+        return own or endpoint_url(self.settings.address, self.settings.port, tls=bool(self.settings.tls_cert))
 
     def start(self) -> None:
         """Begin to publish; harmless when it is on. Never raises for what the app can live without."""
@@ -119,10 +120,12 @@ class Publication:
             if self.running:
                 return
             self._stop = threading.Event()
+            self._start_after_fork = False  # what this process forks from now on are no workers
             self._join()
+            self._collect()
             self.running = True
             self._keep_up()
-            self._thread = threading.Thread(target=self._run, name="gpuscale", daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(self._stop,), name="gpuscale", daemon=True)
             self._thread.start()
         atexit.register(self.close)
 
@@ -136,27 +139,41 @@ class Publication:
     def close(self) -> None:
         """End what :meth:`start` began; what was counted stays readable to the other workers."""
         with self._lock:
-            if self._thread is None:
+            thread, self._thread = self._thread, None
+            if thread is None:
                 return
             self._stop.set()
-            self._thread.join(timeout=2.0)
-            self._thread = None
+        thread.join(timeout=2.0)  # it may be waiting for the lock
+        with self._lock:
             self._step_down()
-            self.accounting.move_to(Slab(), fresh=False)
-            self.loop_lag.move_to(self.accounting.slab.slots)
-            if self._group is not None:
-                self._group.leave()
-                self._group = None
+            self._unregister()
+            group, self._group = self._group, None
+            if group is not None:
+                with group.leaving() as numbers_stay:
+                    alone = Slab()
+                    self.loop_lag.move_to(alone.slots)
+                    self.accounting.move_to(alone, counts=not numbers_stay)
         atexit.unregister(self.close)
         for key in [key for key, publication in _shared.items() if publication is self]:
             del _shared[key]
 
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` ended it and nothing has begun it anew."""
+        return self.running and self._thread is None
+
     def reopen(self) -> None:
         """Publish again after :meth:`close`."""
+        self.allow_start()
+        self.start()
+
+    def allow_start(self) -> None:
+        """After :meth:`close`: let whatever starts it (the app's lifespan, its next request) do so again."""
         with self._lock:
             if self._thread is None:
                 self.running = False
-        self.start()
+                if self.settings.port or self.settings.on_app:
+                    _shared.setdefault((self.settings.port, self.settings.on_app), self)
 
     def totals(self) -> RequestTotals:
         """The request numbers of all workers of the pod."""
@@ -166,12 +183,10 @@ class Publication:
 
     def snapshot(self) -> GpuSnapshot:
         """The GPUs of the pod, whichever worker reads them. Calls no driver."""
-        if self._sampler is not None:
-            return self._sampler.snapshot()
-        saved = self._group.load(_GPU_FILE) if self._group is not None else None
-        if saved is None:
-            return GpuSnapshot(source=self.settings.gpu, why_empty="no worker has read the GPUs yet")
-        return aged(snapshot_from_json(saved["snapshot"]), monotonic() - saved["at"], self.settings.gpu_staleness)
+        from gpuscale.publish.leader import followed
+
+        leader = self._leader
+        return leader.snapshot() if leader is not None else followed(self.settings, self._group)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The metrics page: ``(body, content type)``."""
@@ -181,119 +196,76 @@ class Publication:
 
     def _join(self) -> None:
         """Become a member of the pod's workers; alone where that cannot be."""
-        from gpuscale.publish.collector import MetricsCollector, Registries
-
-        port = self.settings.port if not self.settings.on_app else 1
+        settings = self.settings
+        name = f"app-{settings.port}" if settings.on_app else str(settings.port)
+        self._join_at = None
         try:
-            group = WorkerGroup(port, self.settings.run_dir)
+            group = WorkerGroup(name if settings.port else None, settings.run_dir)
             slab = group.join()
         except PortTakenError as error:
-            logger.error("no metrics are published: %s", error)
-            self._bind_failed = True
+            what = "metrics of this process alone" if settings.on_app else "no metrics are published"
+            self._complain(f"{what}: {error}. Trying again")
+            self._join_at = monotonic() + JOIN_AGAIN_SECONDS
         except OSError as error:
             logger.warning("metrics of this process alone: workers cannot share (%s); set GPUSCALE_RUN_DIR", error)
         else:
-            self.accounting.move_to(slab)
             self.loop_lag.move_to(slab.slots)
+            self.accounting.move_to(slab)
             self._group = group
         self.accounting.sharing = self._group is not None and self._group.may_have_others
-        collector = MetricsCollector(self.snapshot, self.totals, buckets=self.settings.buckets)
-        try:
-            self.registry.register(collector)
-            self._registered = True
-        except ValueError:  # another publication of this process has registered the same names
-            pass
-        self._collector = collector
-        self._collectors = Registries(collector, self.registry)
 
-    def _run(self) -> None:
-        while not self._stop.wait(KEEP_UP_SECONDS):
+    def _collect(self) -> None:
+        from gpuscale.publish.collector import MetricsCollector, Registries
+
+        if not self._registered:
+            self._collector = MetricsCollector(self.snapshot, self.totals, buckets=self.settings.buckets)
+            try:
+                self.registry.register(self._collector)
+                self._registered = True
+            except ValueError:  # another publication of this process has registered the same names
+                pass
+        self._collectors = Registries(self._collector, self.registry, *self._more_registries)
+
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.wait(KEEP_UP_SECONDS):
             with self._lock:
-                if self._stop.is_set():
+                if stop.is_set():
                     return
-                try:
-                    self._keep_up()
-                except Exception:
-                    logger.exception("gpuscale's keeping of its workers failed; trying again")
+                self._keep_up()
 
     def _keep_up(self) -> None:
-        if not self._leads and (self._group is None or self._group.try_lead()):
-            self._leads = True
-            self._lead()
-        if self._leads:
-            if self._group is not None:
-                self._group.retire_dead()
-            if self._server is None and not self.settings.on_app:
-                self._open_endpoint()
+        """The worker's duties; what fails is tried again at the next turn, and said once."""
+        from gpuscale.publish.leader import Leader
 
-    def _lead(self) -> None:
-        from gpuscale.gpu.sampler import Sampler
-        from gpuscale.gpu.source import create_source
-
-        saved = self._group.load(_GPU_FILE) if self._group is not None else None
-        settings = self.settings
-        self._sampler = Sampler(
-            create_source(settings.gpu),
-            interval=settings.gpu_interval,
-            staleness=settings.gpu_staleness,
-            window=settings.gpu_window,
-            restored=saved["dump"] if saved else None,
-            on_cycle=self._save_gpus,
-        )
-        self._sampler.start()
-
-    def _save_gpus(self, dump: dict[str, Any]) -> None:
-        """For the worker that leads next, and for those that serve /metrics on the app itself."""
-        group, sampler = self._group, self._sampler
-        if sampler is None:
-            return
-        snapshot = sampler.snapshot()
         try:
-            if group is not None and group.leads:
-                saved = {"dump": dump, "snapshot": snapshot_to_json(snapshot), "at": monotonic()}
-                group.save(_GPU_FILE, saved)
-            if self.settings.handover_dir is not None and snapshot.gpus:
-                from gpuscale.gpu.handover import write_handover
+            self.accounting.flush()
+            if self._join_at is not None and monotonic() >= self._join_at:
+                self._join()
+                if self._group is not None:
+                    self._step_down()
+            if self._leader is None and self._may_lead():
+                self._leader = Leader(self.settings, self._group, self.pages)
+            if self._leader is not None:
+                self._leader.keep_up()
+            if self._join_at is None:
+                self._complained = ""
+        except Exception as error:
+            self._complain(f"the keeping of the workers' numbers failed, trying again: {error!r}")
 
-                write_handover(self.settings.handover_dir, snapshot)
-        except OSError as error:
-            logger.warning("the GPUs' state cannot be kept for the next leader or handed over: %s", error)
+    def _may_lead(self) -> bool:
+        if self._group is not None:
+            return self._group.try_lead()
+        return self._join_at is None or self.settings.on_app
 
-    def _open_endpoint(self) -> None:
-        from gpuscale.publish.endpoint import MetricsServer
-
-        settings = self.settings
-        if self._group is None and self._bind_failed:
-            return
-        server = MetricsServer(
-            address=settings.address,
-            port=settings.port,
-            handlers=self.pages.handlers(),
-            tls_cert=settings.tls_cert,
-            tls_key=settings.tls_key,
-            token_file=settings.token_file,
-        )
-        try:
-            server.start()
-        except OSError as error:
-            if not self._bind_failed:
-                logger.error(
-                    "metrics port %s cannot be opened (%s); trying again. Set port= or GPUSCALE_PORT to another one",
-                    settings.port, error,
-                )  # fmt: skip
-            self._bind_failed = True
-            return
-        self._server = server
-        self._bind_failed = False
-        logger.info("metrics at %s", server.url)
+    def _complain(self, message: str) -> None:
+        if message != self._complained:
+            self._complained = message
+            logger.error("%s", message)
 
     def _step_down(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        if self._sampler is not None:
-            self._sampler.stop(timeout=1.0)
-        self._unregister()
-        self._server, self._sampler, self._leads = None, None, False
+        leader, self._leader = self._leader, None
+        if leader is not None:
+            leader.close()
 
     def _unregister(self) -> None:
         if self._registered:
@@ -305,16 +277,17 @@ class Publication:
 
     def after_fork(self) -> None:
         """In a forked child: nothing of the parent's is ours, and numbers begin at zero."""
-        server, group, start = self._server, self._group, self._start_after_fork
-        if server is not None:
-            server.close_inherited()
-        if group is not None:
-            group.forget_inherited()
+        leader, group, start = self._leader, self._group, self._start_after_fork
         self.running = False
-        self._unregister()
         self._reset()
         self.accounting.move_to(Slab(), fresh=True)
         self.loop_lag = LoopLag(self.accounting.slab.slots)
+        with contextlib.suppress(Exception):  # the parent may have been in the middle of anything
+            if group is not None:
+                group.forget_inherited()
+        with contextlib.suppress(Exception):
+            if leader is not None:
+                leader.close_inherited()
         if start:
             # The master's child is a worker. A moment later, when it has taken on its own user and signals.
             self._start_after_fork = True

@@ -25,8 +25,8 @@ def supervisor_of() -> str:
     multiprocessing = sys.modules.get("multiprocessing.process")
     if multiprocessing is not None and multiprocessing.parent_process() is not None:
         return process_identity(os.getppid())  # uvicorn --workers, hypercorn, granian
-    if "gunicorn.arbiter" in sys.modules:
-        return process_identity(os.getppid())  # nothing is started in the arbiter itself: see below
+    if "gunicorn.arbiter" in sys.modules or "uwsgi" in sys.modules:
+        return process_identity(os.getppid())  # nothing is started in the master itself: see below
     return process_identity()
 
 

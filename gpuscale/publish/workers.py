@@ -4,28 +4,39 @@ A process's slab is its own file, locked as long as the process lives: POSIX loc
 it ends, and are not inherited by its children. One more lock makes one process the leader: it reads the GPUs and
 serves the endpoint; when it dies, another gets the lock. The counters of the dead are folded into one file, which
 is replaced by a rename, so that no count is lost or taken twice whenever a process is killed.
+
+A POSIX lock is a process's, not a descriptor's: closing any descriptor of a file gives up the process's lock on it,
+and asking for a lock that the process has always succeeds. So what this process owns is looked up in a table.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import itertools
-import json
 import logging
 import os
 import shutil
-import stat
-import tempfile
+import threading
+from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
 from gpuscale.errors import ConfigurationError
+from gpuscale.publish import folder
+from gpuscale.publish.folder import GROUP, JOIN, KEYS, LEADER, RETIRED, SLAB, GroupFolder
 from gpuscale.publish.supervisor import process_identity, supervisor_of
 from gpuscale.requests.slab import Slab, SlabReader, keys_path
 from gpuscale.requests.totals import RequestTotals, read_totals
 
 logger = logging.getLogger("gpuscale.workers")
 _serial = itertools.count()
+_our_slabs: dict[str, Slab] = {}
+"""Of this process's memberships, by path."""
+_led_here: set[str] = set()
+"""Folders of which this process is the leader."""
+LOCKED_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
 
 
 class PortTakenError(ConfigurationError):
@@ -33,40 +44,57 @@ class PortTakenError(ConfigurationError):
 
 
 class WorkerGroup:
-    """This process's membership in the group of workers that share one metrics endpoint.
+    """This process's membership in the group of workers that share one metrics endpoint. Safe from any thread.
 
-    ``directory`` is chosen from the port and the user (in memory where possible) unless it is given; with port 0
-    it is a private one and the group has one member.
+    The folder is chosen by ``name`` (of the service: its port) and the user, in memory where possible, or lies under
+    ``run_dir``. Without a name it is a private one, and the group has one member.
     """
 
-    def __init__(self, port: int, directory: str | None = None) -> None:
-        self._explicit = directory is not None
-        self._private = port == 0 and directory is None
-        self.directory = directory or _default_directory(port)
+    def __init__(self, name: str | None, run_dir: str | None = None) -> None:
+        self._explicit = run_dir is not None
+        self._private = name is None
+        if name is None:
+            path = folder.private_folder(run_dir)
+        else:
+            path = folder.default_folder(name) if run_dir is None else os.path.join(run_dir, name)
+        self.folder = GroupFolder(path)
         self._leader_file: int | None = None
         self._readers: dict[str, SlabReader] = {}
+        self._lock = threading.Lock()
         self.stem = ""
         self.slab: Slab | None = None
 
     def join(self) -> Slab:
         """Make this process a member. Raises PortTakenError, or OSError when the folder cannot be used."""
-        _make_private(self.directory)
-        guard = os.open(self._path("join.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.lockf(guard, fcntl.LOCK_EX)
+        with self._joining():
             self._agree_on_group()
             self.stem = f"{process_identity()}-{next(_serial)}"
-            slab = Slab(self._path(f".{self.stem}.slab"))
+            slab = Slab(self._slab_path(f".{self.stem}"))
             # Locked before it has its name: whoever sees the name sees it locked.
             fcntl.lockf(slab.file_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path = self._path(f"{self.stem}.slab")
+            path = self._slab_path(self.stem)
             os.rename(keys_path(slab.path or ""), keys_path(path))
+            _our_slabs[path] = slab
             os.rename(slab.path or "", path)
             slab.path = path
-        finally:
-            os.close(guard)
         self.slab = slab
         return slab
+
+    @contextlib.contextmanager
+    def _joining(self) -> Iterator[None]:
+        """Keep other processes from joining, and the last one from removing the folder, meanwhile."""
+        while True:
+            self.folder.make()
+            path = self.folder.file(JOIN)
+            guard = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.lockf(guard, fcntl.LOCK_EX)
+                if _is_file(guard, path):
+                    yield
+                    return
+                # The folder was removed by the last of an earlier group while we waited: begin anew.
+            finally:
+                os.close(guard)
 
     def _agree_on_group(self) -> None:
         """Go on with the numbers in the folder if they are this service's, else begin anew.
@@ -75,9 +103,9 @@ class WorkerGroup:
         multiprocess parent), or none lives but the supervisor is the same; or when the folder was given.
         """
         mine = supervisor_of()
-        living = [stem for stem in self._stems() if self._is_alive(stem)]
+        living = [stem for stem in self.folder.stems() if self._is_alive(stem)]
         try:
-            with open(self._path("group")) as file:
+            with open(self.folder.file(GROUP)) as file:
                 theirs = file.read()
         except FileNotFoundError:
             theirs = ""
@@ -86,26 +114,27 @@ class WorkerGroup:
         if living and not same:
             pid = living[0].split("-")[0]
             raise PortTakenError(
-                f"another service (process {pid}) publishes its metrics here ({self.directory}); give this one "
+                f"another service (process {pid}) publishes its metrics here ({self.folder.path}); give this one "
                 "another port (port= or GPUSCALE_PORT), or both the same GPUSCALE_RUN_DIR to publish together"
             )
-        if not living and theirs != mine:
-            for name in os.listdir(self.directory):
-                if name != "join.lock":
-                    os.unlink(self._path(name))
         if not living:
-            self._write("group", mine)
+            if theirs != mine:
+                self.folder.clear()
+            self.folder.write(GROUP, mine)
 
     def try_lead(self) -> bool:
         """Whether this process is the leader now; it stays so until it ends or leaves."""
         if self._leader_file is None:
-            file = os.open(self._path("leader.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if self.folder.path in _led_here:
+                return False
+            file = os.open(self.folder.file(LEADER), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 os.close(file)
                 return False
             self._leader_file = file
+            _led_here.add(self.folder.path)
         return True
 
     @property
@@ -119,81 +148,105 @@ class WorkerGroup:
         return self._leader_file is not None
 
     def totals(self) -> RequestTotals:
-        """The numbers of all workers, the dead's counters included."""
-        retired, merged = self._retired()
-        totals = retired
-        for stem in self._stems():
-            if stem not in merged:
-                part = self._read(stem)
-                if part is not None:
-                    totals.add(part)
-        return totals
+        """The numbers of all workers, the dead's counters included.
+
+        Raises OSError rather than leave out a worker whose numbers cannot be read: a sum that goes back and forth
+        is worse than a scrape that fails.
+        """
+        with self._lock:
+            while True:
+                # The leader may retire a worker while we add up: then its numbers are in neither place or in both.
+                version = self.folder.version(RETIRED)
+                totals, merged = self._retired()
+                for stem in {*self.folder.stems(), self.stem}:
+                    if stem not in merged:
+                        part = self._read(stem)
+                        if part is not None:
+                            totals.add(part)
+                if self.folder.version(RETIRED) == version:
+                    return totals
 
     def retire_dead(self) -> int:
         """Fold the counters of ended workers into one file; the leader's duty. Returns how many there were."""
-        retired, merged = self._retired()
-        dead = [stem for stem in self._stems() if stem != self.stem and not self._is_alive(stem)]
-        new = [stem for stem in dead if stem not in merged]
-        for stem in new:
-            part = self._read(stem)
-            if part is not None:
-                retired.add(part)
-        if new:
-            self._write("retired.json", json.dumps({"merged": dead, "totals": retired.to_json()}))
-        for stem in dead:
-            self._forget(stem)
-            for path in (self._path(f"{stem}.slab"), self._path(f"{stem}.keys")):
-                _unlink(path)
+        with self._lock:
+            retired, merged = self._retired()
+            dead = [stem for stem in self.folder.stems() if not self._is_alive(stem)]
+            new = [stem for stem in dead if stem not in merged]
+            for stem in new:
+                part = self._read(stem)
+                if part is not None:
+                    retired.add(part)
+            if new:
+                self.folder.save(RETIRED, {"merged": dead, "totals": retired.to_json()})
+            for stem in dead:
+                self._forget(stem)
+                folder.remove(self._slab_path(stem))
+                folder.remove(self.folder.file(stem + KEYS))
         return len(new)
 
     def save(self, name: str, value: Any) -> None:
         """Keep JSON for the other workers, replaced as a whole."""
-        self._write(name, json.dumps(value))
+        self.folder.save(name, value)
 
     def load(self, name: str) -> Any | None:
         """What a worker saved last; None if nothing was."""
-        try:
-            with open(self._path(name)) as file:
-                return json.load(file)
-        except (FileNotFoundError, ValueError):
-            return None
+        return self.folder.load(name)
 
-    def leave(self) -> None:
-        """End the membership; the counters stay for the others, and nothing stays when there are none."""
-        for reader in self._readers.values():
-            reader.close()
-        self._readers = {}
-        others = [stem for stem in self._stems() if stem != self.stem and self._is_alive(stem)]
-        alone = not others and (self._private or not self.may_have_others)
+    @contextlib.contextmanager
+    def leaving(self) -> Iterator[bool]:
+        """End the membership. The block moves on to another slab; True: the numbers in this one stay for the others.
+
+        Nothing stays when there can be no others.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._lock)
+            stays = True
+            with contextlib.suppress(OSError):
+                stack.enter_context(self._joining())
+                stays = self._stays()
+            try:
+                yield stays
+            finally:
+                self._let_go()
+                if not stays:
+                    shutil.rmtree(self.folder.path, ignore_errors=True)
+
+    def _stays(self) -> bool:
+        others = any(stem != self.stem and self._is_alive(stem) for stem in self.folder.stems())
+        return others or (self.may_have_others and not self._private)
+
+    def _let_go(self) -> None:
+        for stem in list(self._readers):
+            self._forget(stem)
         if self._leader_file is not None:
             os.close(self._leader_file)
             self._leader_file = None
+            _led_here.discard(self.folder.path)
+        _our_slabs.pop(self._slab_path(self.stem), None)
         if self.slab is not None:
             self.slab.close()
             self.slab = None
-        if alone:
-            shutil.rmtree(self.directory, ignore_errors=True)
 
     def forget_inherited(self) -> None:
         """In a forked child: drop what was the parent's; its locks did not come along."""
-        for reader in self._readers.values():
-            reader.close()
-        if self._leader_file is not None:
-            os.close(self._leader_file)
-        self._readers, self._leader_file, self.slab = {}, None, None
+        self._lock = threading.Lock()
+        self.slab = None
+        self._let_go()
 
     def _read(self, stem: str) -> RequestTotals | None:
+        """One worker's numbers; None when it was retired between the listing and now."""
         now = monotonic()
-        if stem == self.stem and self.slab is not None:
-            return read_totals(self.slab, now)
+        ours = _our_slabs.get(self._slab_path(stem))
+        if ours is not None:
+            return read_totals(ours, now)
         alive = self._is_alive(stem)
         try:
             reader = self._readers.get(stem)
             if reader is None:
-                reader = self._readers[stem] = SlabReader(self._path(f"{stem}.slab"))
+                reader = self._readers[stem] = SlabReader(self._slab_path(stem))
             reader.refresh_keys()
-        except (OSError, ValueError):
-            return None  # retired between the listing and now
+        except (FileNotFoundError, ValueError):
+            return None
         totals = read_totals(reader, now)
         if not alive:
             # Its requests ended with it, at the latest now; its loop is nobody's any more.
@@ -201,27 +254,27 @@ class WorkerGroup:
         return totals
 
     def _retired(self) -> tuple[RequestTotals, frozenset[str]]:
-        raw = self.load("retired.json")
+        raw = self.folder.load(RETIRED)
         if raw is None:
             return RequestTotals(), frozenset()
         return RequestTotals.from_json(raw["totals"]), frozenset(raw["merged"])
 
-    def _stems(self) -> list[str]:
-        names = os.listdir(self.directory)
-        return [name[:-5] for name in names if name.endswith(".slab") and not name.startswith(".")]
-
     def _is_alive(self, stem: str) -> bool:
-        if stem == self.stem:
+        """Whether its process lives. Raises OSError where that cannot be found out: the living must not be retired."""
+        path = self._slab_path(stem)
+        if path in _our_slabs:
             return True
         try:
-            file = os.open(self._path(f"{stem}.slab"), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
             return False
         try:
             # Shared, so that two who ask at once do not take each other for the owner.
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
+        except OSError as error:
+            if error.errno in LOCKED_BY_ANOTHER:
+                return True
+            raise
         finally:
             os.close(file)
         return False
@@ -231,36 +284,12 @@ class WorkerGroup:
         if reader is not None:
             reader.close()
 
-    def _path(self, name: str) -> str:
-        return os.path.join(self.directory, name)
-
-    def _write(self, name: str, text: str) -> None:
-        temporary = self._path(f".{name}.{os.getpid()}")
-        with open(temporary, "w") as file:
-            file.write(text)
-        os.replace(temporary, self._path(name))
+    def _slab_path(self, stem: str) -> str:
+        return self.folder.file(stem + SLAB)
 
 
-def _default_directory(port: int) -> str:
-    # In memory, where the numbers are written millions of times; a read-only root file system has it, too.
-    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
-    if port == 0:
-        return tempfile.mkdtemp(prefix=f"gpuscale-{os.getuid()}-", dir=parent)
-    return os.path.join(parent, f"gpuscale-{os.getuid()}-{port}")
-
-
-def _make_private(directory: str) -> None:
-    """The folder, made if need be; one that somebody else could write to is refused."""
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    status = os.lstat(directory)
-    if not stat.S_ISDIR(status.st_mode):
-        raise NotADirectoryError(f"{directory} is not a folder")
-    if status.st_uid != os.getuid() and status.st_uid != 0:
-        raise PermissionError(f"{directory} belongs to another user; give a run_dir (GPUSCALE_RUN_DIR) of your own")
-
-
-def _unlink(path: str) -> None:
+def _is_file(descriptor: int, path: str) -> bool:
     try:
-        os.unlink(path)
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
-        pass
+        return False

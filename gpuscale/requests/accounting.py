@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
+from collections import deque
 from time import monotonic
 
 from gpuscale.catalogue import DEFAULT_BUCKETS, METHODS, OTHER_METHOD, OVERFLOW_ROUTE
-from gpuscale.requests.slab import IN_FLIGHT_RECORD, Slab, SlabFullError
+from gpuscale.requests.slab import IN_FLIGHT_RECORD, UNPUBLISHED_SLOT, Slab, SlabFullError
 
 MAX_ROUTES = 500
 """Distinct values of the label ``route``; a template that holds a client's input must not grow without bound."""
 
 _pack_into = IN_FLIGHT_RECORD.pack_into
 _KNOWN_METHODS = {method: method for method in METHODS}
+_OVERFLOW = (OTHER_METHOD, OVERFLOW_ROUTE, 0)
 
 
 class RequestAccounting:
@@ -27,7 +29,7 @@ class RequestAccounting:
     """
 
     __slots__ = (
-        "_buffer", "_in_flight", "_integral", "_last", "_lock", "_routes", "_sequence",
+        "_abandoned", "_buffer", "_in_flight", "_integral", "_last", "_lock", "_routes", "_sequence",
         "_series", "_slab", "_slots", "_sum_offset", "buckets", "sharing",
     )  # fmt: skip
 
@@ -40,6 +42,7 @@ class RequestAccounting:
         self._slots = self._slab.slots
         self._series: dict[tuple[str, str, int], int] = {}
         self._routes: set[str] = set()
+        self._abandoned: deque[tuple[float, str, str, int]] = deque()
         self._in_flight = 0
         self._integral = 0.0
         self._last = monotonic()
@@ -88,28 +91,56 @@ class RequestAccounting:
             slots[series + bisect_left(self.buckets, duration)] += 1.0
             slots[series + self._sum_offset] += duration
 
-    def move_to(self, slab: Slab, *, fresh: bool = False) -> None:
-        """Go on in another slab: with all numbers, or ``fresh`` from zero (in the child of a fork)."""
+    def abandon(self, started: float, method: str, route: str, status: int) -> None:
+        """:meth:`end` for a finalizer: noted now, counted with the next :meth:`flush`.
+
+        The garbage collector may run one in the middle of anything, :meth:`end` itself included, whose lock it
+        would wait for forever.
+        """
+        self._abandoned.append((started, method, route, status))
+
+    def move_to(self, slab: Slab, *, counts: bool = True, fresh: bool = False) -> None:
+        """Go on in another slab: with all numbers, or without ``counts`` (they stay in the old one, which is summed
+        up) with those in flight alone, or ``fresh`` from zero (in the child of a fork)."""
         if fresh:
             # The lock may have been held by a thread of the parent that does not exist here.
             self._lock = threading.Lock()
+            self._abandoned.clear()
         with self._lock:
             old = self._slab
-            series, size = self._series, self._sum_offset + 1
+            series = self._series
+            if not fresh and not counts:
+                now, in_flight = monotonic(), self._in_flight
+                self._integral += in_flight * (now - self._last)
+                self._in_flight, self._last = 0, now
+                self._store()
+                self._in_flight, self._integral = in_flight, 0.0
             self._slab, self._buffer, self._slots = slab, slab.buffer, slab.slots
             self._series, self._routes = {}, set()
             if fresh:
                 self._in_flight, self._integral, self._last = 0, 0.0, monotonic()
-            else:
-                for labels, slot in series.items():
-                    new = self._new_series(*labels)
-                    slab.slots[new : new + size] = old.slots[slot : slot + size]
+            elif counts:
+                self._copy(old, series)
             self._store()
         if not fresh:
             old.close()
 
+    def _copy(self, old: Slab, series: dict[tuple[str, str, int], int]) -> None:
+        moved: dict[int, int] = {}
+        for labels, slot in series.items():
+            if slot == UNPUBLISHED_SLOT:
+                continue
+            if slot in moved:  # labels as given, beside those that are known; or those that share the overflow's
+                self._series[labels] = moved[slot]
+                continue
+            new = moved[slot] = self._new_series(*labels)
+            for offset in range(self._sum_offset + 1):
+                self._slots[new + offset] += old.slots[slot + offset]
+
     def flush(self) -> None:
-        """Bring the slab up to date for a reader of this process."""
+        """Count what was abandoned, and bring the slab up to date for a reader of this process."""
+        while self._abandoned:
+            self.end(*self._abandoned.popleft())
         with self._lock:
             self._store()
 
@@ -121,10 +152,10 @@ class RequestAccounting:
         """First slot for labels that are new to this process; remembered under the labels as given.
 
         Unknown methods, statuses outside 100-599 and routes beyond the limit share one value each. What
-        does not fit into the slab any more shares the overflow's series, which fits always: it is made first.
+        does not fit into the slab any more shares the overflow's series, which is made first.
         """
         if not self._series and route != OVERFLOW_ROUTE:
-            self._new_series(OTHER_METHOD, OVERFLOW_ROUTE, 0)
+            self._new_series(*_OVERFLOW)
         known_method = _KNOWN_METHODS.get(method, OTHER_METHOD)
         known_route = route
         if route not in self._routes:
@@ -140,7 +171,7 @@ class RequestAccounting:
             try:
                 series = self._slab.allocate((known_method, known_route, label), self._sum_offset + 1)
             except SlabFullError:
-                series = self._series[(OTHER_METHOD, OVERFLOW_ROUTE, 0)]
+                series = self._series.get(_OVERFLOW, UNPUBLISHED_SLOT)
             self._series[known] = series
         if known != (method, route, status) and len(self._series) < 4 * MAX_ROUTES:
             self._series[(method, route, status)] = series

@@ -7,7 +7,8 @@ them. The layout (in slots of 8 bytes):
 0-4    the in-flight record: sequence, in flight, integral (s), time of the last event, sequence
 5      when the event loop should tick next (CLOCK_MONOTONIC seconds), 0 without a loop
 8-39   the worst lag of each of the last seconds: 16 pairs of (second, lag)
-64-    one histogram per method, route and status, in the order in which they were first seen
+64-135 where requests are counted that nobody can be told of: not even the overflow's series fitted
+136-   one histogram per method, route and status, in the order in which they were first seen
 ====== ==========================================================================================
 
 Slots never move, so a reader needs no lock. A slot is written by one aligned store; what must be read together
@@ -24,7 +25,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SLOTS = 65536
-FIRST_SERIES_SLOT = 64
+UNPUBLISHED_SLOT = 64
+FIRST_SERIES_SLOT = 136
+STEP = 65536
+"""Bytes of a file that are reserved at a time, lest a full disk (or /dev/shm) kill the process at a store."""
 LOOP_DUE_SLOT = 5
 LAG_SLOT = 8
 LAG_SECONDS = 16
@@ -53,7 +57,7 @@ class InFlight(NamedTuple):
 
 
 class SlabFullError(Exception):
-    """No slots are left for another series."""
+    """There is no room for another series, in the slab or on the disk."""
 
 
 class Slab:
@@ -63,6 +67,7 @@ class Slab:
         self.path = path
         self.keys: list[SeriesKey] = []
         self._next = FIRST_SERIES_SLOT
+        self._reserved = STEP
         self._keys_file: int | None = None
         self._file: int | None = None
         if path is None:
@@ -71,6 +76,7 @@ class Slab:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._file = os.open(path, flags, 0o600)
             os.ftruncate(self._file, SLOTS * 8)
+            os.posix_fallocate(self._file, 0, STEP)
             self.buffer = mmap.mmap(self._file, SLOTS * 8)
             self._keys_file = os.open(keys_path(path), flags | os.O_APPEND, 0o600)
         self.slots = memoryview(self.buffer).cast("d")
@@ -87,19 +93,36 @@ class Slab:
         slot = self._next
         if slot + size > SLOTS:
             raise SlabFullError
-        self._next += size
         key = SeriesKey(slot, size, labels)
+        if self._file is not None:
+            self._publish(key)
+        self._next += size
         self.keys.append(key)
-        if self._keys_file is not None:
-            # One write per line: a reader never takes half a line for a whole one.
-            os.write(self._keys_file, json.dumps(key).encode() + b"\n")
         return slot
 
+    def _publish(self, key: SeriesKey) -> None:
+        assert self._file is not None
+        assert self._keys_file is not None
+        end = (key.slot + key.size) * 8
+        line = json.dumps(key).encode() + b"\n"
+        try:
+            while end > self._reserved:
+                os.posix_fallocate(self._file, self._reserved, STEP)
+                self._reserved += STEP
+            # One write per line: a reader never takes half a line for a whole one.
+            written = os.write(self._keys_file, line)
+        except OSError:
+            raise SlabFullError from None
+        if written < len(line):
+            # The disk is full. Half a line is the last: what came after it would be taken for its end.
+            self._next = SLOTS
+            raise SlabFullError
+
     def close(self) -> None:
-        """Give memory and files back; the files' contents stay for whoever sums up the dead."""
-        self.slots.release()
-        if isinstance(self.buffer, mmap.mmap):
-            self.buffer.close()
+        """Give the files back; their contents stay for whoever sums up the dead.
+
+        The memory stays as long as somebody holds it: another thread may be about to write its last number.
+        """
         for descriptor in (self._file, self._keys_file):
             if descriptor is not None:
                 os.close(descriptor)
@@ -131,8 +154,12 @@ class SlabReader:
         self.keys.extend(_parse_keys(complete))
 
     def close(self) -> None:
-        self.slots.release()
-        self._map.close()
+        """Give the memory back, now or (where it was being read when this process was forked) with the reader."""
+        try:
+            self.slots.release()
+            self._map.close()
+        except BufferError:
+            pass
 
 
 def _parse_keys(lines: bytes) -> Iterator[SeriesKey]:

@@ -33,10 +33,14 @@ def test_options_win_over_the_environment_and_it_over_defaults() -> None:
     assert settings.buckets == (0.1, 1.0)
     assert settings.excluded_paths == ("/probe",)
     assert settings.address == "0.0.0.0"
-    assert Settings.create({"GPUSCALE_EXCLUDED_PATHS": "/a, /b", "GPUSCALE_ON_APP": "true"}).excluded_paths == (
-        "/a",
-        "/b",
-    )
+    assert Settings.create({"GPUSCALE_EXCLUDED_PATHS": "/a, /b"}).excluded_paths == ("/a", "/b")
+
+
+def test_metrics_on_the_app_are_there_whatever_is_excluded() -> None:
+    assert Settings.create({"GPUSCALE_ON_APP": "true"}, excluded_paths=["/a"]).excluded_paths == (
+        "/a", "/metrics", "/metrics/",
+    )  # fmt: skip
+    assert Settings.create({}, on_app=True).excluded_paths == DEFAULT_EXCLUDED_PATHS
 
 
 @pytest.mark.parametrize(
