@@ -21,6 +21,12 @@ def flask_pid() -> str:
     return str(os.getpid())
 
 
+@flask_app.get("/busy/<float:seconds>")
+def flask_busy(seconds: float) -> str:
+    time.sleep(seconds)
+    return str(os.getpid())
+
+
 @flask_app.get("/slow/<float:seconds>")
 def flask_slow(seconds: float) -> str:
     time.sleep(seconds)
@@ -41,10 +47,10 @@ async def fast_slow(seconds: float) -> str:
     return "done"
 
 
-@fast_app.get("/block/{seconds}")
-async def fast_block(seconds: float) -> str:
-    time.sleep(seconds)
-    return "blocked"
+@fast_app.get("/busy/{seconds}")
+async def fast_busy(seconds: float) -> int:
+    time.sleep(seconds)  # on the event loop, as a handler must not
+    return os.getpid()
 
 
 @fast_app.websocket("/echo/{name}")
