@@ -8,6 +8,7 @@ from typing import Any
 
 from gpuscale.publish.publication import Publication
 from gpuscale.requests.routes import AsgiRoutes
+from gpuscale.settings import METRICS_PATHS
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -33,9 +34,10 @@ class MetricsMiddleware:
     def __init__(self, app: App, *, publication: Publication | None = None, **options: Any) -> None:
         self.app = app
         self.publication = publication or Publication.shared(**options)
-        self._excluded = frozenset(self.publication.settings.excluded_paths)
         self._on_app = self.publication.settings.on_app
-        self._route = AsgiRoutes()
+        self._excluded = frozenset(self.publication.settings.excluded_paths)
+        self._route = AsgiRoutes(app)
+        self._follows_loop = False
         self._begin = self.publication.accounting.begin
         self._end = self.publication.accounting.end
 
@@ -47,11 +49,13 @@ class MetricsMiddleware:
         if scope["type"] != "http":
             await self._not_http(scope, receive, send)
             return
-        if scope["path"] in self._excluded or COUNTED in scope:
-            await self._uncounted(scope, receive, send)
+        path = scope["path"]
+        if scope.get("root_path"):
+            path = _below_root(scope)
+        if path in self._excluded or COUNTED in scope:
+            await self._uncounted(scope, path, receive, send)
             return
-        publication = self.publication
-        if not publication.running:
+        if not (self._follows_loop and self.publication.running):
             self._start()
         scope[COUNTED] = True
         root = scope.get("app")
@@ -71,7 +75,7 @@ class MetricsMiddleware:
                 raise
             if last and not ended:
                 ended = True
-                self._finish(scope, root, started, status, disconnected, cycle)
+                self._finish(scope, root, path, started, status, disconnected, cycle)
 
         def counting_send(message: Message) -> Awaitable[None]:
             nonlocal status
@@ -94,22 +98,30 @@ class MetricsMiddleware:
 
         try:
             await self.app(scope, receive, counting_send)
+        except GeneratorExit:  # the event loop was dropped with its tasks: this is the garbage collector
+            if not ended:
+                route = self._route(scope, root, path)
+                self.publication.accounting.abandon(started, scope["method"], route, CLIENT_CLOSED_REQUEST)
+            raise
         except BaseException as error:
             if not ended:  # after the last body byte it is a background task's affair, and no request's
                 gone = isinstance(error, asyncio.CancelledError) or type(error).__name__ == "ClientDisconnect"
-                self._finish(scope, root, started, 500, gone or disconnected, cycle)
+                self._finish(scope, root, path, started, 500, gone or disconnected, cycle)
             raise
         if not ended:  # the app returned without a last body byte; the server breaks the answer off
-            self._finish(scope, root, started, 500, disconnected, cycle)
+            self._finish(scope, root, path, started, 500, disconnected, cycle)
 
-    def _finish(self, scope: Scope, root: Any, started: float, status: int, gone: bool, cycle: object) -> None:
+    def _finish(
+        self, scope: Scope, root: Any, path: str, started: float, status: int, gone: bool, cycle: object
+    ) -> None:
         if gone or getattr(cycle, "disconnected", False):
             status = CLIENT_CLOSED_REQUEST
-        self._end(started, scope["method"], self._route(scope, root), status)
+        self._end(started, scope["method"], self._route(scope, root, path), status)
 
     def _start(self) -> None:
         self.publication.start()
         self.publication.loop_lag.start()
+        self._follows_loop = True
 
     async def _not_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -120,49 +132,50 @@ class MetricsMiddleware:
             await self.app(scope, receive, send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self.publication.running:
+        if not (self._follows_loop and self.publication.running):
             self._start()
         connection = _WebSocket(self, scope, receive, send)
         try:
             await self.app(scope, connection.receive, connection.send)
+        except GeneratorExit:
+            connection.drop()
+            raise
         except BaseException as error:
             connection.fail(error)
             raise
         connection.abandon()
 
-    async def _uncounted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._on_app and scope["path"] in ("/metrics", "/metrics/"):
+    async def _uncounted(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        if self._on_app and path in METRICS_PATHS:
             self.publication.start()
             await self.publication.pages.respond_asgi(scope, send)
         else:
             await self.app(scope, receive, send)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        publication = self.publication
-
         async def receive_and_start() -> Message:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                # Before the app's own start-up, which may load a model for minutes.
-                publication.start()
-                publication.loop_lag.start()
+                self._start()  # before the app's own start-up, which may load a model for minutes
             return message
 
         try:
             await self.app(scope, receive_and_start, send)
         finally:
-            publication.loop_lag.stop()
+            self.publication.loop_lag.stop()
+            self._follows_loop = False
 
 
 class _WebSocket:
     """One connection's accounting: in flight for its lifetime, status 101 once accepted."""
 
-    __slots__ = ("_middleware", "_receive", "_root", "_scope", "_send", "_started", "_status", "ended")
+    __slots__ = ("_middleware", "_path", "_receive", "_root", "_scope", "_send", "_started", "_status", "ended")
 
     def __init__(self, middleware: MetricsMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
         self._middleware = middleware
         self._scope = scope
         self._root = scope.get("app")
+        self._path = _below_root(scope)
         self._receive = receive
         self._send = send
         self._status = 0
@@ -196,8 +209,19 @@ class _WebSocket:
     def abandon(self) -> None:
         self._end(self._status or 500)
 
-    def _end(self, status: int) -> None:
+    def drop(self) -> None:
+        """The garbage collector ends it: see :meth:`RequestAccounting.abandon`."""
+        self._end(self._status or CLIENT_CLOSED_REQUEST, self._middleware.publication.accounting.abandon)
+
+    def _end(self, status: int, end: Callable[[float, str, str, int], None] | None = None) -> None:
         if not self.ended:
             self.ended = True
-            route = self._middleware._route(self._scope, self._root)
-            self._middleware._end(self._started, "WEBSOCKET", route, status)
+            route = self._middleware._route(self._scope, self._root, self._path)
+            (end or self._middleware._end)(self._started, "WEBSOCKET", route, status)
+
+
+def _below_root(scope: Scope) -> str:
+    """The path as the app's routes see it: a server with a root path (``uvicorn --root-path``) puts it in front."""
+    path: str = scope["path"]
+    below = path.removeprefix(scope.get("root_path", ""))
+    return below if below.startswith("/") else path

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from gpuscale.errors import ConfigurationError
 from gpuscale.publish.publication import Publication
 from gpuscale.requests.routes import ROUTE_KEY
+from gpuscale.settings import Settings
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -52,6 +53,11 @@ class Metrics(Generic[App]):
         """Publish now, not only when the app starts; also after :meth:`close`."""
         self._publication.reopen()
 
+    def _resume(self) -> None:
+        if self._publication.closed:
+            self._publication.allow_start()
+            self._publication.start_in_workers()
+
     def close(self) -> None:
         """Close the endpoint and end the threads. The app goes on as it was."""
         self._publication.close()
@@ -61,7 +67,8 @@ def instrument(app: App, *, registry: CollectorRegistry | None = None, **options
     """Mount the metrics middleware on an ASGI or WSGI app and publish its metrics.
 
     ``app``: FastAPI, Starlette, Litestar, Quart or Flask (changed in place), or any ASGI or WSGI callable, Django's
-    handlers included (serve ``instrument(app).app``). A second call for the same app returns the first's handle.
+    handlers included (serve ``instrument(app).app``). A second call for the same app returns the first's handle, with
+    the first's options; after ``close()`` it publishes again.
 
     ``registry``: prometheus_client registry to publish beside our series (the global one). ``options`` (each
     also as ``GPUSCALE_<OPTION>`` in the environment): ``port``, ``address``, ``gpu`` (``nvml``, ``simulated``,
@@ -72,6 +79,8 @@ def instrument(app: App, *, registry: CollectorRegistry | None = None, **options
     """
     existing: Metrics[App] | None = getattr(app, _HANDLE, None)
     if existing is not None:
+        Settings.create(**options)
+        existing._resume()
         return existing
     if not callable(app):
         raise TypeError(f"app must be an ASGI or WSGI callable, not {type(app).__name__}")

@@ -96,18 +96,20 @@ def _matches(template: str, path: str) -> bool:
 class AsgiRoutes:
     """Finds the template in a scope that an app has handled."""
 
-    def __init__(self) -> None:
+    def __init__(self, app: Any) -> None:
+        self._outermost = _app_with_routes(app)
         self._apps: dict[int, StarletteRoutes] = {}
         self._unique: dict[int, str] = {}
 
-    def __call__(self, scope: Mapping[str, Any], root: Any) -> str:
-        """``root`` is ``scope["app"]`` as it was before the app ran: a mounted app replaces it."""
+    def __call__(self, scope: Mapping[str, Any], root: Any, path: str) -> str:
+        """``root`` is ``scope["app"]`` as it was before the app ran: a mounted app replaces it, and a middleware
+        around the whole app comes before it. ``path`` is the request's, as the app sees it."""
         template = self._unique.get(id(scope.get("route")))
         if template is not None and ROUTE_KEY not in scope:
             return template
-        return self._find(scope, root)
+        return self._find(scope, self._outermost if root is None else root, path)
 
-    def _find(self, scope: Mapping[str, Any], root: Any) -> str:
+    def _find(self, scope: Mapping[str, Any], root: Any, path: str) -> str:
         template = scope.get(ROUTE_KEY) or scope.get("path_template")
         if template:
             return str(template)
@@ -117,10 +119,19 @@ class AsgiRoutes:
         routes = self._apps.get(id(root))
         if routes is None:
             routes = self._apps[id(root)] = StarletteRoutes(root)
-        template = routes.template(selected, scope["path"])
+        template = routes.template(selected, path)
         if selected is scope.get("route") and routes.is_unique(selected):
             self._unique[id(selected)] = template
         return template
+
+
+def _app_with_routes(app: Any) -> Any:
+    """The app that has the routes, under middlewares that call what they wrap ``app``, as most do."""
+    for _ in range(16):
+        if getattr(app, "routes", None) is not None:
+            return app
+        app = getattr(app, "app", None)
+    return None
 
 
 def wsgi_route(environ: Mapping[str, Any]) -> str:

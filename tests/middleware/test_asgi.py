@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+import gc
+from collections.abc import Awaitable, Callable, Generator, Iterator, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,13 +196,57 @@ def test_lifespan_starts_the_publication_before_the_app() -> None:
     assert running == [True]
 
 
-def test_a_wrong_option_fails_at_construction_and_is_named() -> None:
+def test_the_loop_is_followed_even_where_the_app_started_publishing_and_has_no_lifespan() -> None:
+    publication = Publication(Settings.create({}, port=0, gpu="none", address="127.0.0.1"))
+    publication.start()
+    assert publication.totals().loop_lag is None
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        await send(START)
+        await send({"type": "http.response.body", "body": b""})
+
+    asyncio.run(MetricsMiddleware(app, publication=publication)(scope(), nothing, drop))
+    assert publication.totals().loop_lag is not None
+    publication.close()
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_a_task_that_the_garbage_collector_ends_is_a_499(publication: Publication, kind: str) -> None:
+    """The collector may come in the middle of the accounting of another request, in the same thread."""
+
+    class Forever:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.accept"} if kind == "websocket" else START)
+        await Forever()
+
+    running = MetricsMiddleware(app, publication=publication)(scope(kind=kind), nothing, drop)
+    running.send(None)
+    assert publication.accounting.in_flight == 1
+    with publication.accounting._lock:
+        del running
+        gc.collect()
+    publication.accounting.flush()
+    method, status = ("WEBSOCKET", "101") if kind == "websocket" else ("GET", "499")
+    found = read_totals(publication.accounting.slab).requests
+    assert {labels: number for labels, number in found.items() if number} == {(method, "unmatched", status): 1}
+
+
+def test_a_wrong_option_fails_at_construction_and_is_named(tmp_path: Path) -> None:
     async def app(scope: Any, receive: Any, send: Send) -> None: ...
 
     with pytest.raises(ConfigurationError, match=r"port must be a port from 0 to 65535.*-1"):
         MetricsMiddleware(app, port=-1)
     with pytest.raises(ConfigurationError, match="unknown option 'prot'"):
         MetricsMiddleware(app, prot=9445)
+    file = tmp_path / "empty"
+    file.write_text("")
+    with pytest.raises(ConfigurationError, match=r"tls_cert .* must be a PEM certificate"):
+        MetricsMiddleware(app, port=0, tls_cert=str(file), tls_key=str(file))
+    with pytest.raises(ConfigurationError, match=r"token_file .* must be a file with a token"):
+        MetricsMiddleware(app, port=0, token_file=str(file))
 
 
 OUTCOMES = ("answer", "stream", "raise", "raise late", "cancel", "disconnect", "break off", "websocket")

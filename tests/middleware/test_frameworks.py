@@ -95,6 +95,51 @@ def test_fastapi_routes_with_the_prefixes_of_routers_and_mounts(opened: list[gpu
     }
 
 
+def test_a_middleware_by_hand_around_the_whole_app_knows_its_routes(opened: list[gpuscale.Metrics[Any]]) -> None:
+    """There the app is not in the scope yet, and other middlewares may lie between."""
+    from fastapi import FastAPI
+    from starlette.middleware.gzip import GZipMiddleware
+
+    app, mounted = FastAPI(), FastAPI()
+    app.mount("/sub", mounted)
+
+    @app.get("/items/{number}")
+    def items(number: int) -> int:
+        return number
+
+    @mounted.get("/leaf/{name}")
+    def leaf(name: str) -> str:
+        return name
+
+    wrapped = mount(GZipMiddleware(app), opened)
+    ask(wrapped.app, "/items/1", "/sub/leaf/x", "/nothing")
+    assert counted(wrapped) == {
+        ("GET", "/items/{number}", "200"): 1, ("GET", "/sub/leaf/{name}", "200"): 1, ("GET", "unmatched", "404"): 1,
+    }  # fmt: skip
+
+
+def test_a_root_path_in_front_of_probes_and_ambiguous_routes(opened: list[gpuscale.Metrics[Any]]) -> None:
+    """``uvicorn --root-path /api`` puts it in front of every path, though nobody asks for it there."""
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Mount, Route
+
+    async def hello(request: Any) -> PlainTextResponse:
+        return PlainTextResponse("hello")
+
+    shared = [Route("/leaf/{id:int}", hello)]
+    app = Starlette(
+        routes=[Route("/healthz", hello), Mount("/one", routes=shared), Mount("/two", routes=shared)],
+    )
+    handle = mount(app, opened)
+
+    async def behind_a_proxy(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "root_path": "/api", "path": "/api" + scope["path"]}, receive, send)
+
+    ask(behind_a_proxy, "/healthz", "/two/leaf/2")
+    assert counted(handle) == {("GET", "/two/leaf/{id}", "200"): 1}
+
+
 def test_starlette_one_endpoint_under_two_routes(opened: list[gpuscale.Metrics[Any]]) -> None:
     from starlette.applications import Starlette
     from starlette.responses import PlainTextResponse
@@ -250,6 +295,30 @@ def test_a_second_call_returns_the_same_handle(opened: list[gpuscale.Metrics[Any
     handle = mount(app, opened)
     assert gpuscale.instrument(app, port=0) is handle
     assert gpuscale.instrument(handle.app, port=0) is handle
+    with pytest.raises(ConfigurationError, match="unknown option 'prot'"):
+        gpuscale.instrument(app, prot=9445)
+
+
+@pytest.mark.parametrize("kind", ["fastapi", "flask"])
+def test_instrumenting_again_after_close_publishes_again(opened: list[gpuscale.Metrics[Any]], kind: str) -> None:
+    from fastapi import FastAPI
+    from flask import Flask
+    from starlette.testclient import TestClient
+
+    app: Any = FastAPI() if kind == "fastapi" else Flask(__name__)
+    handle = mount(app, opened)
+    for number in (1, 2):
+        if kind == "fastapi":
+            TestClient(app).get("/nothing")
+        else:
+            app.test_client().get("/nothing", buffered=True)
+        page = scrape(handle.metrics_url)
+        assert page["gpuscale_requests"].samples[0].value == number
+        url = handle.metrics_url
+        handle.close()
+        with pytest.raises(OSError):
+            scrape(url)
+        assert gpuscale.instrument(app, port=0) is handle
 
 
 def test_metrics_on_the_app_itself(opened: list[gpuscale.Metrics[Any]]) -> None:
@@ -257,7 +326,7 @@ def test_metrics_on_the_app_itself(opened: list[gpuscale.Metrics[Any]]) -> None:
     from starlette.testclient import TestClient
 
     app = FastAPI()
-    handle = mount(app, opened, on_app=True)
+    handle = mount(app, opened, on_app=True, excluded_paths=["/probe"])
     assert handle.metrics_url == "/metrics"
     with TestClient(app) as client:
         for path in ("/metrics", "/metrics/"):
@@ -266,6 +335,25 @@ def test_metrics_on_the_app_itself(opened: list[gpuscale.Metrics[Any]]) -> None:
             assert "gpuscale_requests_in_flight 0.0" in answer.text
         openmetrics = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
         assert openmetrics.text.endswith("# EOF\n")
+        head = client.head("/metrics")
+        assert (head.status_code, head.content) == (200, b"")
+        assert int(head.headers["content-length"]) > 1000
+    assert counted(handle) == {}
+
+
+def test_metrics_on_a_wsgi_app_itself(opened: list[gpuscale.Metrics[Any]]) -> None:
+    from flask import Flask
+
+    app = Flask(__name__)
+    handle = mount(app, opened, on_app=True, excluded_paths=["/probe"])
+    client = app.test_client()
+    for path in ("/metrics", "/metrics/"):
+        assert "gpuscale_requests_in_flight 0.0" in client.get(path).text
+    openmetrics = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert openmetrics.text.endswith("# EOF\n")
+    head = client.head("/metrics")
+    assert (head.status_code, head.data) == (200, b"")
+    assert counted(handle) == {}
 
 
 def test_bare_callables_and_what_is_none(opened: list[gpuscale.Metrics[Any]]) -> None:

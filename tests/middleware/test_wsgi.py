@@ -129,6 +129,16 @@ def test_an_exception_is_a_500(publication: Publication, late: bool) -> None:
     assert counts(publication) == {("GET", "unmatched", "500"): 1}
 
 
+def test_what_cannot_be_iterated_is_a_500(publication: Publication) -> None:
+    def app(environ: Any, start: Any) -> Any:
+        start("200 OK", [])
+
+    with pytest.raises(TypeError):
+        MetricsMiddleware(app, publication=publication)(environ(), start_response)
+    publication.accounting.flush()
+    assert counts(publication) == {("GET", "unmatched", "500"): 1}
+
+
 def test_a_server_that_never_closes_leaks_nothing(publication: Publication) -> None:
     def app(environ: Any, start: Any) -> list[bytes]:
         start("200 OK", [])
