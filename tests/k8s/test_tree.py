@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from gpuscale.catalogue import CATALOGUE
 from gpuscale.hpa import tree
 from gpuscale.hpa.api_metrics import API_METRICS, IN_FLIGHT_RATE, IN_FLIGHT_SCRAPED, WATCHED
 from gpuscale.hpa.operator import MONITORED_LABEL
+from tests.k8s.programs import run
 
 K8S = Path(__file__).parents[2] / "k8s"
 FILES = tree.files()
@@ -30,11 +30,7 @@ def test_the_folder_is_what_render_makes(path: str) -> None:
 
 
 def build(folder: Path) -> list[dict[str, Any]]:
-    if not shutil.which("kubectl"):
-        pytest.skip("needs kubectl on PATH, for `kubectl kustomize`")
-    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
-    if "unknown command" in done.stderr:
-        pytest.skip("this kubectl has no kustomize")
+    done = run("kubectl", "kustomize", str(folder))
     assert done.returncode == 0, done.stderr
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
 
