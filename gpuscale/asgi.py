@@ -56,7 +56,7 @@ class MetricsMiddleware:
             await self._uncounted(scope, path, receive, send)
             return
         if not (self._follows_loop and self.publication.running):
-            self._start()
+            self.startup()
         scope[COUNTED] = True
         root = scope.get("app")
         status = 500
@@ -118,10 +118,16 @@ class MetricsMiddleware:
             status = CLIENT_CLOSED_REQUEST
         self._end(started, scope["method"], self._route(scope, root, path), status)
 
-    def _start(self) -> None:
+    def startup(self) -> None:
+        """The app starts, or has its first request where nobody said so. Call it on the event loop."""
         self.publication.start()
         self.publication.loop_lag.start()
         self._follows_loop = True
+
+    def shutdown(self) -> None:
+        """The event loop ends."""
+        self.publication.loop_lag.stop()
+        self._follows_loop = False
 
     async def _not_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -133,7 +139,7 @@ class MetricsMiddleware:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not (self._follows_loop and self.publication.running):
-            self._start()
+            self.startup()
         connection = _WebSocket(self, scope, receive, send)
         try:
             await self.app(scope, connection.receive, connection.send)
@@ -153,17 +159,12 @@ class MetricsMiddleware:
             await self.app(scope, receive, send)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def receive_and_start() -> Message:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                self._start()  # before the app's own start-up, which may load a model for minutes
-            return message
-
+        # Before the app's own start-up, which may load a model for minutes; also for an app that knows no lifespan.
+        self.startup()
         try:
-            await self.app(scope, receive_and_start, send)
+            await self.app(scope, receive, send)
         finally:
-            self.publication.loop_lag.stop()
-            self._follows_loop = False
+            self.shutdown()
 
 
 class _WebSocket:

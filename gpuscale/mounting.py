@@ -100,7 +100,9 @@ def _mount(app: Any, publication: Publication) -> Any:
     if "starlette.Starlette" in classes:
         return _mount_starlette(app, publication)
     if "litestar.Litestar" in classes:
-        app.asgi_handler = _asgi(app.asgi_handler, publication)
+        middleware = app.asgi_handler = _asgi(app.asgi_handler, publication)
+        app.on_startup.insert(0, middleware.startup)  # Litestar keeps its lifespan to itself
+        app.on_shutdown.append(middleware.shutdown)
         return app
     if "quart.Quart" in classes:
         app.before_request(_note_quart_route)

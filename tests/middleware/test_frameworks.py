@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -174,6 +175,50 @@ def test_litestar(opened: list[gpuscale.Metrics[Any]]) -> None:
     assert sum(count for (_, _, status), count in routes.items() if status == "200") == 2
     assert {route for _, route, status in routes if status == "200"} == {"/api/{number}"}
     assert ("GET", "unmatched", "404") in routes
+
+
+@pytest.mark.parametrize("kind", ["fastapi", "litestar", "quart", "asgi"])
+def test_metrics_are_there_before_the_first_request(opened: list[gpuscale.Metrics[Any]], kind: str) -> None:
+    """From the server's start-up on: a pod without traffic is scraped, too."""
+    app: Any
+    if kind == "fastapi":
+        from fastapi import FastAPI
+
+        app = FastAPI()
+    elif kind == "litestar":
+        from litestar import Litestar
+
+        app = Litestar([])
+    elif kind == "quart":
+        from quart import Quart
+
+        app = Quart(__name__)
+    else:
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            raise ValueError("only http")  # as Django's ASGI handler
+
+    handle = mount(app, opened)
+
+    async def start_up() -> dict[str, Any]:
+        messages = iter(["lifespan.startup", "lifespan.shutdown"])
+
+        async def receive() -> dict[str, Any]:
+            kind = next(messages)
+            if kind == "lifespan.shutdown":
+                seen.append(handle._publication.totals().loop_lag is not None)
+            return {"type": kind}
+
+        async def send(message: Any) -> None: ...
+
+        with contextlib.suppress(ValueError):
+            await handle.app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+        return scrape(handle._publication.url or "")
+
+    seen: list[bool] = []
+    assert "gpuscale_requests_in_flight" in asyncio.run(start_up())
+    assert seen == ([] if kind == "asgi" else [True])
+    assert handle._publication.totals().loop_lag is None
 
 
 def test_quart(opened: list[gpuscale.Metrics[Any]]) -> None:
