@@ -26,25 +26,27 @@ def show(value):
 """
 INIT = PRELUDE + "nvmlInit()\n"
 
-# Drains the ring until a line comes in on stdin; one line of JSON: begin, end of what was seen, busy seconds.
+# Drains the rings of as many GPUs as its argument says until a line comes in on stdin; then a line of JSON: for each
+# the time stamps and the values.
 READER = (
     INIT
     + """
 import select
-seen, last, stamps, values = 0, None, [], []
+count, last = int(sys.argv[1]), None
+seen, rings = [0] * count, [([], []) for _ in range(count)]
 show("ready")
 while not last:
     last = select.select([sys.stdin], [], [], 0.5)[0]
-    for handle in [device()]:
+    for gpu, (stamps, values) in enumerate(rings):
         try:
-            kind, samples = nvmlDeviceGetSamples(handle, NVML_GPU_UTILIZATION_SAMPLES, seen)
+            kind, samples = nvmlDeviceGetSamples(device(gpu), NVML_GPU_UTILIZATION_SAMPLES, seen[gpu])
         except NVMLError_NotFound:
             continue
         for sample in samples:
             stamps.append(sample.timeStamp)
             values.append(sample.sampleValue.uiVal)
-        seen = stamps[-1]
-show([stamps, values])
+        seen[gpu] = stamps[-1]
+show(rings)
 """
 )
 

@@ -1,5 +1,7 @@
 """What devices are and have: identity, sensors, MIG, GPM, processes, traffic."""
 
+import time
+
 import pytest
 
 from . import Stub, constant, square
@@ -108,11 +110,11 @@ show([nvmlDeviceGetMigMode(h), nvmlDeviceGetMigMode(device(1)), nvmlDeviceGetUUI
 GPM = """
 def gpm(take):
     samples = []
-    for _ in range(2):
+    for pause in (1.2, 0):
         sample = nvmlGpmSampleAlloc()
         take(sample)
         samples.append(sample)
-        time.sleep(1.2)
+        time.sleep(pause)
     get = c_nvmlGpmMetricsGet_t()
     get.version, get.numMetrics, get.sample1, get.sample2 = NVML_GPM_METRICS_GET_VERSION, 2, *samples
     get.metrics[0].metricId, get.metrics[1].metricId = NVML_GPM_METRIC_SM_UTIL, NVML_GPM_METRIC_FP64_UTIL
@@ -126,8 +128,9 @@ def gpm(take):
 def test_gpm_of_an_instance_and_its_absence_on_ampere(stub: Stub) -> None:
     first, second = stub.mig(0, {}, {"gi": 4})
     stub.set("gpu.1.arch", "ampere")
-    stub.load(first, constant(20))
-    stub.load(second, constant(60))
+    since = time.monotonic() - 1  # a sample may be of a tenth of a second ago, and the load must have begun by then
+    stub.load(first, constant(20), at=since)
+    stub.load(second, constant(60), at=since)
     code = """
 h = device()
 instance = nvmlDeviceGetMigDeviceHandleByIndex(h, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from . import Load, Stub, constant, follow, square, steps
+from . import Stub, constant, follow, square, steps
 from .programs import READER, answer, wait_for
 
 LOADS = {
@@ -21,24 +21,30 @@ LOADS = {
 }
 
 
-@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS.keys())
-@pytest.mark.parametrize("period", [1 / 6, 0.1])
-def test_samples_add_up_to_the_truth(stub: Stub, load: Load, period: float) -> None:
-    stub.set("gpu.0.samples.period", period)
-    stub.load(0, load)
-    reader = stub.spawn(READER, stdin=subprocess.PIPE)
+def test_samples_add_up_to_the_truth(stub: Stub) -> None:
+    """Each load with each period, a GPU for each pair."""
+    pairs = list(itertools.product(LOADS.values(), (1 / 6, 0.1)))
+    with stub.batch():
+        stub.set("gpus", len(pairs))
+        for gpu, (load, period) in enumerate(pairs):
+            stub.set(f"gpu.{gpu}.samples.clock", "monotonic")
+            stub.set(f"gpu.{gpu}.samples.period", period)
+            stub.load(gpu, load)
+    reader = stub.spawn(READER, str(len(pairs)), stdin=subprocess.PIPE)
     time.sleep(2)
-    stub.set("gpu.0.util", 80)
+    with stub.batch():
+        for gpu in range(len(pairs)):
+            stub.set(f"gpu.{gpu}.util", 80)
     time.sleep(1)
     out, _ = reader.communicate("\n", timeout=10)
-    stamps, values = json.loads(out.splitlines()[1])
-    gaps = [b - a for a, b in itertools.pairwise(stamps)]
-    assert all(abs(gap - period * 1e6) <= 1 for gap in gaps)
-    for window in (stamps, stamps[-12:]):
-        first, end = len(stamps) - len(window), window[-1] / 1e6
-        busy = sum(values[first:]) / 100 * period
-        truth = stub.busy_seconds(0, window[0] / 1e6 - period, end)
-        assert busy == pytest.approx(truth, abs=0.0051 * len(window) * period)
+    for gpu, ((_, period), (stamps, values)) in enumerate(zip(pairs, json.loads(out.splitlines()[1]), strict=True)):
+        gaps = [b - a for a, b in itertools.pairwise(stamps)]
+        assert all(abs(gap - period * 1e6) <= 1 for gap in gaps)
+        for window in (stamps, stamps[-12:]):
+            first, end = len(stamps) - len(window), window[-1] / 1e6
+            busy = sum(values[first:]) / 100 * period
+            truth = stub.busy_seconds(gpu, window[0] / 1e6 - period, end)
+            assert busy == pytest.approx(truth, abs=0.0051 * len(window) * period), gpu
 
 
 def test_the_ring_forgets_and_the_cursor_holds(stub: Stub) -> None:
@@ -82,7 +88,7 @@ def test_rates_are_the_last_period(stub: Stub) -> None:
 
 def last_values(process: "subprocess.Popen[str]") -> list[int]:
     out, _ = process.communicate("\n", timeout=10)
-    values: list[int] = json.loads(out.splitlines()[1])[1]
+    values: list[int] = json.loads(out.splitlines()[1])[0][1]
     return values
 
 
@@ -97,7 +103,7 @@ def test_load_follows_cpu_time(stub: Stub, what: str, tmp_path: Path) -> None:
         else:
             (tmp_path / "seconds").write_text("0")
             stub.load(0, follow(file=tmp_path / "seconds", scale=1e-3))
-        reader = stub.spawn(READER, stdin=subprocess.PIPE)
+        reader = stub.spawn(READER, "1", stdin=subprocess.PIPE)
         wait_for(stub, "nvmlInitWithFlags")
         begin = time.monotonic()
         ticks = cpu_seconds(busy.pid)
