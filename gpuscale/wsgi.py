@@ -13,10 +13,15 @@ from gpuscale.settings import METRICS_PATHS
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
+End = Callable[[float, str, str, int], None]
+Finish = Callable[..., None]
+"""Of ``(outcome, end)``: EXHAUSTED or a status; how the accounting is told."""
 
 COUNTED = "gpuscale.counted"
 """In the environ of a request that a middleware counts already: mounting two is harmless."""
 CLIENT_CLOSED_REQUEST = 499
+EXHAUSTED = 0
+"""Outcome of a request whose body was read to its end: its status is the app's."""
 
 
 class MetricsMiddleware:
@@ -31,10 +36,14 @@ class MetricsMiddleware:
         self.app = app
         self.publication = publication or Publication.shared(**options)
         self._on_app = self.publication.settings.on_app
+        self._begin = self.publication.accounting.begin
+        self._end = self.publication.accounting.end
+        self._abandon = self.publication.accounting.abandon
         self._excluded = frozenset(self.publication.settings.excluded_paths)
         self.publication.start_in_workers()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Count a request. Its accounting is closures over locals: an object costs a microsecond more."""
         path = environ.get("PATH_INFO", "")
         if path in self._excluded or COUNTED in environ:
             if self._on_app and path in METRICS_PATHS:
@@ -44,107 +53,106 @@ class MetricsMiddleware:
         if not self.publication.running:
             self.publication.start()
         environ[COUNTED] = True
-        request = _Request(self.publication, environ, start_response)
+        status, route = 500, UNMATCHED_ROUTE
+        end = self._end
+
+        def counting_start_response(line: str, headers: Any, *exc_info: Any) -> Callable[[bytes], object]:
+            nonlocal status, route
+            status = int(line[:3])
+            # Flask takes its request out of the environ before it returns, so this is the time to look.
+            route = wsgi_route(environ)
+            return start_response(line, headers, *exc_info)
+
+        def finish(outcome: int, end: End = end) -> None:
+            method = environ.get("REQUEST_METHOD", "")
+            # A body that is not read to its end is a client that went away, unless none was due at all.
+            known = outcome == EXHAUSTED or (outcome != 500 and (method == "HEAD" or status in (204, 304)))
+            end(started, method, route, status if known else outcome)
+
+        started = self._begin()
         try:
-            return request.follow(self.app(environ, request.start_response))
+            body = self.app(environ, counting_start_response)
+            wrapper = environ.get("wsgi.file_wrapper")
+            if wrapper is not None and isinstance(wrapper, type) and isinstance(body, wrapper):
+                return _hang_on_close(body, finish)
+            followed = _SizedBody if hasattr(body, "__len__") else _Body
+            return followed(body, finish, self._abandon)
         except BaseException:  # TypeError, where the app returned what cannot be iterated
-            request.end(500)
+            finish(500)
             raise
 
 
-class _Request:
-    """One request's accounting; it ends once, whoever says so first."""
+def _hang_on_close(body: Any, finish: Finish) -> Iterable[bytes]:
+    """The server's own file wrapper, which it recognises and sends without reading it (sendfile).
 
-    __slots__ = ("_accounting", "_environ", "_route", "_start_response", "_started", "ended", "status")
+    The object must stay what it is, so the request's end is hung on its ``close()``.
+    """
+    close = getattr(body, "close", None)
+    ended = False
 
-    def __init__(self, publication: Publication, environ: Environ, start_response: StartResponse) -> None:
-        self._environ = environ
-        self._start_response = start_response
-        self._route = UNMATCHED_ROUTE
-        self.status = 500
-        self.ended = False
-        self._accounting = publication.accounting
-        self._started = publication.accounting.begin()
+    def closing() -> None:
+        nonlocal ended
+        try:
+            if close is not None:
+                close()
+        finally:
+            if not ended:
+                ended = True
+                finish(EXHAUSTED)
 
-    def start_response(self, status: str, headers: Any, *exc_info: Any) -> Callable[[bytes], object]:
-        self.status = int(status[:3])
-        # Flask takes its request out of the environ before it returns, so this is the time to look.
-        self._route = wsgi_route(self._environ)
-        return self._start_response(status, headers, *exc_info)
-
-    def follow(self, body: Iterable[bytes]) -> Iterable[bytes]:
-        """The body, ending the request when it is exhausted or closed."""
-        wrapper = self._environ.get("wsgi.file_wrapper")
-        if isinstance(wrapper, type) and isinstance(body, wrapper):
-            # The server recognises its own file wrapper and sends the file without reading it (sendfile):
-            # the object must stay what it is, so the end is hung on its close().
-            close = getattr(body, "close", None)
-            body.close = self._closing(close)  # type: ignore[attr-defined]
-            return body
-        return _SizedBody(self, body) if hasattr(body, "__len__") else _Body(self, body)
-
-    def _closing(self, close: Callable[[], object] | None) -> Callable[[], None]:
-        def closing() -> None:
-            try:
-                if close is not None:
-                    close()
-            finally:
-                self.end(self.status)
-
-        return closing
-
-    def end_early(self) -> None:
-        """Closed before it was exhausted: the client went away, unless no body was due at all."""
-        bodiless = self._environ.get("REQUEST_METHOD") == "HEAD" or self.status in (204, 304)
-        self.end(self.status if bodiless else CLIENT_CLOSED_REQUEST)
-
-    def end(self, status: int) -> None:
-        if not self.ended:
-            self.ended = True
-            self._accounting.end(self._started, self._environ.get("REQUEST_METHOD", ""), self._route, status)
-
-    def abandon(self) -> None:
-        """The server dropped the body without closing it, and the garbage collector says so."""
-        if not self.ended:
-            self.ended = True
-            method = self._environ.get("REQUEST_METHOD", "")
-            self._accounting.abandon(self._started, method, self._route, CLIENT_CLOSED_REQUEST)
+    body.close = closing
+    file: Iterable[bytes] = body
+    return file
 
 
 class _Body:
-    """The app's iterable; knows its last byte."""
+    """The app's iterable, which ends its request once: when it is exhausted, fails, or is closed or dropped."""
 
-    __slots__ = ("_body", "_iterator", "_request")
+    __slots__ = ("_abandon", "_body", "_finish", "_next")
 
-    def __init__(self, request: _Request, body: Iterable[bytes]) -> None:
-        self._request = request
+    def __init__(self, body: Iterable[bytes], finish: Finish, abandon: End) -> None:
+        self._finish: Finish | None = None
         self._body = body
-        self._iterator = iter(body)
+        self._next = iter(body).__next__
+        self._abandon = abandon
+        self._finish = finish
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
         try:
-            return next(self._iterator)
+            return self._next()
         except StopIteration:
-            self._request.end(self._request.status)
+            finish = self._finish
+            if finish is not None:
+                self._finish = None
+                finish(EXHAUSTED)
             raise
         except BaseException:
-            self._request.end(500)
+            self._end(500)
             raise
 
+    def _end(self, outcome: int) -> None:
+        finish = self._finish
+        if finish is not None:
+            self._finish = None
+            finish(outcome)
+
     def close(self) -> None:
+        """Of the body, by the server, whether it was exhausted or not."""
         try:
             close = getattr(self._body, "close", None)
             if close is not None:
                 close()
         finally:
-            self._request.end_early()
+            if self._finish is not None:
+                self._end(CLIENT_CLOSED_REQUEST)
 
     def __del__(self) -> None:
-        # A server that never calls close() must not leak a request in flight.
-        self._request.abandon()
+        # A server that never calls close() must not leak a request in flight. This is the garbage collector's.
+        if self._finish is not None:
+            self._finish(CLIENT_CLOSED_REQUEST, self._abandon)
 
 
 class _SizedBody(_Body):

@@ -92,12 +92,13 @@ class RequestAccounting:
             slots[series + self._sum_offset] += duration
 
     def abandon(self, started: float, method: str, route: str, status: int) -> None:
-        """:meth:`end` for a finalizer: noted now, counted with the next :meth:`flush`.
-
-        The garbage collector may run one in the middle of anything, :meth:`end` itself included, whose lock it
-        would wait for forever.
+        """:meth:`end` for a finalizer, which the garbage collector may run in the middle of anything: in the middle of
+        :meth:`end` itself, whose lock it would wait for forever, it is noted and counted with the next :meth:`flush`.
         """
-        self._abandoned.append((started, method, route, status))
+        if self._lock.locked():
+            self._abandoned.append((started, method, route, status))
+        else:
+            self.end(started, method, route, status)
 
     def move_to(self, slab: Slab, *, counts: bool = True, fresh: bool = False) -> None:
         """Go on in another slab: with all numbers, or without ``counts`` (they stay in the old one, which is summed

@@ -143,4 +143,5 @@ def wsgi_route(environ: Mapping[str, Any]) -> str:
         template = getattr(rule, "rule", None)
     if template is None:
         return UNMATCHED_ROUTE
-    return str(environ.get("SCRIPT_NAME", "")) + str(template)
+    prefix = environ.get("SCRIPT_NAME", "")
+    return f"{prefix}{template}" if prefix else str(template)
