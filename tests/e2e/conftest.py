@@ -1,91 +1,62 @@
-"""The cluster, its images and what runs in it: brought up for the tests, taken away after them.
+"""Fixtures of the end-to-end tests. They run only with GPUSCALE_E2E=1 (as ``make e2e`` sets it), two at a time.
 
-Runs only with GPUSCALE_E2E=1 (as ``make e2e`` sets it).
+The cluster is the affair of the process that starts the workers: see ``setting.py``.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from gpuscale import __version__
 from tests.e2e.kube import kubectl, wait_for
 from tests.e2e.service import Service
+from tests.e2e.setting import LABEL, OUTPUT, ROOT, Setting, lock
 
-ROOT = Path(__file__).parents[2]
-CLUSTER = ROOT.parent / "shared/cluster/cluster"
-OUTPUT = ROOT / "build/e2e"
-IMAGES = {"bert-intent": f"bert-intent:{__version__}", "sidecar": f"gpuscale-sidecar:{__version__}"}
-WITH_KIND = f"""\
-No cluster: KUBECONFIG is not set and {CLUSTER.relative_to(ROOT.parent)} is not beside this repository. With kind:
-  kind create cluster
-  kubectl patch node kind-control-plane --subresource=status --type=merge \\
-    -p '{{"status":{{"capacity":{{"nvidia.com/gpu":"4"}}}}}}'
-  docker build --target bert-intent -t bert-intent:{__version__} .
-  docker build --target sidecar -t gpuscale-sidecar:{__version__} .
-  kind load docker-image bert-intent:{__version__} gpuscale-sidecar:{__version__}
-  export KUBECONFIG=~/.kube/config"""
+IN_ORDER = {
+    "walk": ("walk", "recommended"),
+    "others": ("manifests", "from_zero", "sidecar", "network_policy", "operator", "faults", "keda"),
+}
+"""One worker each. The walk waits five minutes for its pods to go, in which the other worker gets on; what takes
+Prometheus or an API away comes last and has the cluster for itself."""
+ALONE = ("faults", "keda")
+_setting = Setting()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave these tests out of an ordinary run."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.timeout(5400))  # images may have to be built first
-            if os.environ.get("GPUSCALE_E2E") != "1":
-                item.add_marker(pytest.mark.skip(reason="needs a Kubernetes cluster: make e2e"))
+    """Mark, group and order these tests; leave them out of an ordinary run."""
+    ours = [item for item in items if Path(__file__).parent in item.path.parents]
+    places = {name: (group, number) for group, names in IN_ORDER.items() for number, name in enumerate(names)}
+    for item in ours:
+        item.add_marker(pytest.mark.e2e)
+        item.add_marker(pytest.mark.timeout(2400))  # an add-on may have to be compiled first
+        item.add_marker(pytest.mark.xdist_group(places[_name(item)][0]))
+        if os.environ.get("GPUSCALE_E2E") != "1":
+            item.add_marker(pytest.mark.skip(reason="needs a Kubernetes cluster: make e2e"))
+    others = [item for item in items if item not in ours]
+    items[:] = others + sorted(ours, key=lambda item: places[_name(item)])
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """A cluster that kubectl reaches; one that was not up before is down after."""
-    begun = False
-    if not os.environ.get("KUBECONFIG"):
-        if not CLUSTER.exists():
-            pytest.exit(WITH_KIND, returncode=1)
-        begun = subprocess.run([CLUSTER, "status"], capture_output=True).returncode != 0
-        said = subprocess.run([CLUSTER, "up"], capture_output=True, text=True, timeout=3000, check=True).stdout
-        for line in said.splitlines():
-            name, _, value = line.removeprefix("export ").partition("=")
-            os.environ[name] = os.path.expandvars(value.strip('"'))
-    kubectl("get", "--raw", "/readyz")
-    yield
-    if begun:
-        subprocess.run([CLUSTER, "down"], check=True, timeout=300)
+def _name(item: pytest.Item) -> str:
+    return item.path.stem.removeprefix("test_")
 
 
-@pytest.fixture(scope="session")
-def images(cluster: None) -> None:
-    """Our two images, from our Dockerfile; a cluster that was handed over has them already."""
-    if not CLUSTER.exists() or os.environ.get("GPUSCALE_E2E_IMAGES") == "present":
-        return
-    for target, name in IMAGES.items():
-        command = [str(CLUSTER), "build-image", "-t", name, "--build-arg", f"TARGET={target}", str(ROOT)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Before the workers start, which find KUBECONFIG in their environment."""
+    if os.environ.get("GPUSCALE_E2E") == "1" and not hasattr(session.config, "workerinput"):
+        _setting.enter()
 
 
-@pytest.fixture(scope="session")
-def monitoring(cluster: None) -> Iterator[None]:
-    """The manifests' own Prometheus and prometheus-adapter, unchanged; who had them before keeps them."""
-    pieces = ("namespace", "prometheus", "prometheus-adapter")
-    there = kubectl("get", "namespace", "monitoring", "--ignore-not-found").strip()
-    for piece in pieces:
-        kubectl("apply", "-k", str(ROOT / "k8s" / piece))
-    for deployment in ("prometheus", "prometheus-adapter"):
-        kubectl("-n", "monitoring", "rollout", "status", f"deployment/{deployment}", "--timeout=120s", timeout=150)
-    for api in ("custom", "external"):
-        kubectl("wait", "--for=condition=Available", f"apiservice/v1beta1.{api}.metrics.k8s.io", "--timeout=60s")
-    yield
-    for piece in () if there else reversed(pieces):
-        kubectl("delete", "-k", str(ROOT / "k8s" / piece), "--ignore-not-found", "--timeout=120s", timeout=200)
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """When the last worker has ended."""
+    if os.environ.get("GPUSCALE_E2E") == "1" and not hasattr(session.config, "workerinput"):
+        _setting.leave()
 
 
 @pytest.fixture(scope="session")
@@ -106,15 +77,29 @@ def output(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def service(
-    request: pytest.FixtureRequest, monitoring: None, images: None, stub: bytes, output: Path
-) -> Iterator[Service]:
+def service(request: pytest.FixtureRequest, stub: bytes, output: Path) -> Iterator[Service]:
     """A namespace that enforces `restricted`, in which a test puts what it scales."""
-    namespace = "e2e-" + request.node.name.removeprefix("test_").replace("_", "-")[:40]
-    wait_for("the namespace's end", lambda: not kubectl("get", "ns", namespace, "--ignore-not-found"), 120)
-    kubectl("create", "namespace", namespace)
-    kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
-    library = base64.b64encode(stub).decode()
-    state = "gpus 1\ngpu.0.uuid GPU-HOSTNAME\ngpu.0.load 0 follow cgroup cores=CORES\n"
-    yield Service(namespace, ROOT, output, library, state)
-    kubectl("delete", "namespace", namespace, "--timeout=120s", timeout=150)
+    name = request.node.name.removeprefix("test_")
+    namespace = "e2e-" + name.replace("_", "-")[:40]
+    with lock("cluster", alone=name in ALONE):
+        wait_for("the namespace's end", lambda: not kubectl("get", "ns", namespace, "--ignore-not-found"), 120)
+        kubectl("create", "namespace", namespace)
+        kubectl("label", "namespace", namespace, LABEL, "pod-security.kubernetes.io/enforce=restricted")
+        library = base64.b64encode(stub).decode()
+        state = "gpus 1\ngpu.0.uuid GPU-HOSTNAME\ngpu.0.load 0 follow cgroup cores=CORES\n"
+        yield Service(namespace, ROOT, output, library, state)
+        _keep(namespace, output)
+        # Its pods take their time to end, which the next test need not wait for.
+        kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+def _keep(namespace: str, output: Path) -> None:
+    """What one wants to see when a test has failed."""
+    where = ("-n", namespace)
+    (output / "pods.txt").write_text(kubectl("describe", "pods", *where, check=False))
+    (output / "events.txt").write_text(kubectl("get", "events", *where, "--sort-by=.lastTimestamp", check=False))
+    pods = json.loads(kubectl("get", "pods", *where, "-o", "json", check=False) or '{"items": []}')["items"]
+    for pod in pods:
+        name = pod["metadata"]["name"]
+        logs = kubectl("logs", *where, name, "--all-containers", "--tail=200", check=False)
+        (output / f"{name}.log").write_text(logs)

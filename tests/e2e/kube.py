@@ -6,7 +6,9 @@ import json
 import subprocess
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,14 @@ def external(namespace: str, metric: str, deployment: str | None = None) -> floa
     return quantity(items[0]["value"]) if items else None
 
 
+def prometheus(query: str, where: str = "monitoring/services/prometheus:9090") -> list[dict[str, Any]]:
+    """What a Prometheus answers to an instant query: ``[{"metric": labels, "value": [time, text]}]``."""
+    namespace, _, rest = where.partition("/")
+    path = f"/api/v1/namespaces/{namespace}/{rest}/proxy/api/v1/query?query={urllib.parse.quote(query)}"
+    result: list[dict[str, Any]] = json.loads(kubectl("get", "--raw", path))["data"]["result"]
+    return result
+
+
 def quantity(text: str) -> float:
     """The number of a Kubernetes quantity."""
     for suffix, factor in (("m", 1e-3), ("Ki", 1024.0), ("Mi", 2.0**20), ("Gi", 2.0**30), ("k", 1e3), ("M", 1e6)):
@@ -103,6 +113,8 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join(timeout=30)
+        with suppress(RuntimeError, KeyError, ValueError):
+            self.rows.append(self._row())  # what a test has just seen is part of the record
         record = {"deployment": self._deployment, "rows": self.rows, "marks": self.marks}
         (self._folder / "record.json").write_text(json.dumps(record, indent=1))
         events = kubectl("get", "events", "-n", self._namespace, "--sort-by=.lastTimestamp", check=False)
@@ -130,10 +142,8 @@ class Watch:
                 last = line.rsplit(None, 1)[0]
                 with open(self._folder / "hpa.txt", "a") as file:
                     file.write(f"{time.monotonic() - self._begun:7.1f}  {line}\n")
-            try:
+            with suppress(RuntimeError, KeyError, ValueError):
                 self.rows.append(self._row())
-            except (RuntimeError, KeyError, ValueError):
-                continue
 
     def _row(self) -> dict[str, Any]:
         hpa = get("hpa", *self._where)
