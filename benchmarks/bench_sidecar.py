@@ -1,4 +1,4 @@
-"""What the sidecar costs: memory, CPU, start, and the proxy per request.
+"""What the sidecar costs: memory, CPU, start, and the proxy per request; and how it answers while the driver hangs.
 
     python -m benchmarks.bench_sidecar [--scrapes N] [--seconds N] [--hour] [--json]
 
@@ -11,6 +11,7 @@ as fast as it can, then looks at the CPU over some seconds of 1 s scrapes. The f
 from __future__ import annotations
 
 import argparse
+import gzip
 import http.client
 import json
 import os
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GPUS = 8
 STARTS = 7
 REQUESTS = 3000
+HUNG_SCRAPES = 500
 APP = """
 import socket, sys, threading
 listener = socket.create_server(("127.0.0.1", 0)); print(listener.getsockname()[1], flush=True)
@@ -142,6 +144,39 @@ def measure_sidecar(stub: Stub, scrapes: int, seconds: int, hour: bool) -> dict[
         process.wait()
 
 
+def measure_hang(stub: Stub) -> dict[str, float]:
+    """Scrapes, and the end, while a call of the driver does not come back."""
+    port = free_port()
+    process = start(stub, port)
+    try:
+        first_good_scrape(process, port, time.perf_counter())
+        order, before = stub.hang("nvmlDeviceGetMemoryInfo"), time.monotonic()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        time.sleep(1.5)  # the next reading has begun and hangs
+        seconds = []
+        for _ in range(HUNG_SCRAPES):
+            begun = time.perf_counter()
+            scrape(connection)
+            seconds.append(time.perf_counter() - begun)
+            time.sleep(0.005)
+        while b"nvidia_gpu_memory_used_bytes{" in gzip.decompress(scrape(connection)):
+            time.sleep(0.05)
+        vanished = time.monotonic() - before
+        begun = time.perf_counter()
+        process.terminate()
+        process.wait(30)
+        stub.release(order)
+        return {
+            "scrape_p50_ms": 1e3 * statistics.median(seconds),
+            "scrape_p99_ms": 1e3 * statistics.quantiles(seconds, n=100)[98],
+            "values_vanish_seconds": vanished,
+            "sigterm_seconds": time.perf_counter() - begun,
+        }
+    finally:
+        process.kill()
+        process.wait()
+
+
 def requests(port: int, count: int) -> list[float]:
     """Seconds of each of ``count`` requests over one kept connection."""
     seconds = []
@@ -207,9 +242,11 @@ def main() -> int:
         floor = floor_kib() / 1024
         starts = measure_starts(stub)
         sidecar = measure_sidecar(stub, options.scrapes, options.seconds, options.hour)
+        hung = measure_hang(stub)
         proxy = measure_proxy(stub)
     result = {"floor_mib": floor, "start_seconds": statistics.median(starts), "start_worst_seconds": max(starts)}
     rows = {**result, **{f"sidecar_{name}": value for name, value in sidecar.items()}}
+    rows.update({f"hung_{name}": value for name, value in hung.items()})
     rows.update({f"proxy_{name}": value for name, value in proxy.items()})
     if options.json:
         print(json.dumps({name: round(value, 3) for name, value in rows.items()}, indent=1))
@@ -223,6 +260,10 @@ def main() -> int:
         (f"CPU with {GPUS} GPUs, 1 s scrapes", f"{sidecar['cpu_percent']:.2f} % of a core", "≤ 0.5"),
         ("start to first good scrape: median, worst", f"{statistics.median(starts):.2f}, {max(starts):.2f} s", "≤ 1"),
         ("threads; bytes of a page (gzip)", f"{sidecar['threads']:.0f}; {sidecar['page_bytes']:.0f}", ""),
+        ("a scrape while the driver hangs: p50, p99", f"{hung['scrape_p50_ms']:.2f}, {hung['scrape_p99_ms']:.2f} ms",
+         "≤ 5"),
+        ("  until its values are gone", f"{hung['values_vanish_seconds']:.1f} s", "≤ 10 and a reading"),
+        ("  SIGTERM to the end", f"{hung['sigterm_seconds']:.2f} s", "≤ 2"),
         ("a request to the app itself, p50", f"{proxy['direct_p50_us']:.0f} µs", ""),
         ("  through the proxy, p50", f"{proxy['proxied_p50_us']:.0f} µs", ""),
         ("  added; of it CPU time of the proxy", f"{proxy['added_p50_us']:.0f} µs; "

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,21 @@ def test_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["top", "--once", "--interval", "0.1", "127.0.0.1:1"]) == 1
     assert cli.main(["top", "--once", "--json", "--interval", "0.1", "127.0.0.1:1"]) == 1
     assert "refused" in capsys.readouterr().out
+
+
+def test_an_endpoint_that_wants_a_token(pod: Pod, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    server = MetricsServer(address="127.0.0.1", port=0, handlers={"/metrics": pod.page}, token_file=str(token))
+    server.start()
+    try:
+        command = ["top", "--once", "--json", "--interval", "0.1", server.url]
+        assert cli.main(command) == 1
+        assert json.loads(capsys.readouterr().out)[0]["error"].startswith("HTTP 401")
+        assert cli.main([*command, "--token-file", str(token)]) == 0
+        assert json.loads(capsys.readouterr().out)[0]["error"] is None
+    finally:
+        server.close()
 
 
 def test_live_in_a_terminal(pod: Pod) -> None:

@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 from gpuscale.catalogue import CATALOGUE
+from gpuscale.gpu.reading import GpuIdentity, GpuSnapshot
+from gpuscale.gpu.source import Enumeration, NoSource, RawReading
+from gpuscale.settings import Settings
+from gpuscale.sidecar.service import Sidecar
 from tests.nvml_stub import Stub
 from tests.sidecar.processes import free_port, gpuscale
-from tests.sidecar.proxy_ends import GET, OK, App, answers, read_exactly, read_head, read_until
+from tests.sidecar.proxy_ends import GET, OK, App, answers, read_exactly, read_head, read_until, until
 
 UUID = "GPU-00000000-0000-4000-8000-00000000000{}"
 
@@ -36,6 +40,7 @@ def test_the_series_are_the_catalogues(tmp_path: Path, stub: Stub) -> None:
         assert 'mode="sidecar"' in info
         assert 'gpu_source="nvml"' in info
         assert 'gpus_from="explicit"' in info
+        assert "from nvml, this pod's by explicit" in sidecar.log
         names = {sample.partition("{")[0] for sample in series}
         assert names <= {each.name for each in CATALOGUE}
         assert not any(name.startswith("gpuscale_request") for name in names), "nobody counts them here"
@@ -91,11 +96,6 @@ def test_no_driver_at_first(tmp_path: Path, stub: Stub) -> None:
 
 def test_a_gpu_lost_for_good_fails_the_liveness(tmp_path: Path, stub: Stub) -> None:
     """The sampler's limit is a minute: the answer is tested here without waiting for it."""
-    from gpuscale.gpu.reading import GpuSnapshot
-    from gpuscale.gpu.source import NoSource
-    from gpuscale.settings import Settings
-    from gpuscale.sidecar.service import Sidecar
-
     sidecar = Sidecar(Settings(gpu="none"), NoSource())
     for snapshot, word in (
         (GpuSnapshot("nvml", lost_for_good=True, why_empty="GPU_IS_LOST"), b"lost for good: GPU_IS_LOST"),
@@ -105,6 +105,55 @@ def test_a_gpu_lost_for_good_fails_the_liveness(tmp_path: Path, stub: Stub) -> N
         response = sidecar._healthz({})
         assert response.status == 503
         assert word in response.body
+
+
+class Crashing:
+    """A source whose device is read well at first."""
+
+    name = "crashing"
+    identity = GpuIdentity("GPU-c", "crashing", "0")
+    utilization_period = 1.0
+    broken = False
+
+    def open(self) -> None:
+        pass
+
+    def devices(self) -> Enumeration:
+        return Enumeration((self,), decided_by="test")
+
+    def close(self) -> None:
+        pass
+
+    def read_utilization(self, cursor: int, failures: list[str]) -> None:
+        pass
+
+    def read(self) -> RawReading:
+        if self.broken:
+            raise ZeroDivisionError("as the test wants it")
+        return RawReading(memory_used_bytes=1, memory_total_bytes=2)
+
+
+def test_a_sampler_that_crashes_shows_on_the_page_and_in_the_liveness() -> None:
+    source = Crashing()
+    settings = Settings(port=0, address="127.0.0.1", gpu_interval=0.05, gpu_staleness=0.4)
+    sidecar = Sidecar(settings, source)
+    sidecar.start()
+
+    def page() -> str:
+        return sidecar._metrics({}).body.decode()
+
+    up = 'nvidia_gpu_up{minor_number="0",name="crashing",uuid="GPU-c"} '
+    try:
+        until(lambda: f"{up}1.0" in page() and sidecar._healthz({}).status == 200)
+        source.broken = True
+        until(lambda: f"{up}0.0" in page() and sidecar._healthz({}).status == 503)
+        assert "nvidia_gpu_memory_used_bytes{" not in page()
+        assert 'gpuscale_gpu_read_errors_total{reason="SAMPLER_CRASHED"}' in page()
+        assert b"stuck or dead" in sidecar._healthz({}).body
+        source.broken = False
+        until(lambda: f"{up}1.0" in page() and sidecar._healthz({}).status == 200)
+    finally:
+        assert sidecar.close()
 
 
 @pytest.mark.parametrize("function", ["nvmlInit", "nvmlDeviceGetSamples", "nvmlDeviceGetMemoryInfo"])
