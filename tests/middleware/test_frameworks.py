@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import gpuscale
 from gpuscale.errors import ConfigurationError
 from gpuscale.requests.totals import read_totals
+from tests.middleware.servers import free_port
 
 
 @pytest.fixture
@@ -418,13 +419,9 @@ def test_bare_callables_and_what_is_none(opened: list[gpuscale.Metrics[Any]]) ->
 
 
 def test_two_apps_with_different_options_on_one_port(opened: list[gpuscale.Metrics[Any]]) -> None:
-    import socket
-
     from fastapi import FastAPI
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     first = mount(FastAPI(), opened, port=port)
     second = mount(FastAPI(), opened, port=port)
     assert first._publication is second._publication

@@ -5,18 +5,17 @@ from __future__ import annotations
 import socket
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
-from tests.middleware.test_prefork import UVICORN, Server, serve, wait_for
+from tests.middleware.servers import UVICORN, Server, serve, wait_for
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve("one", Path(tmp_path_factory.mktemp("uvicorn")), UVICORN) as running:
+    with serve(UVICORN, tmp_path_factory.mktemp("uvicorn")) as running:
         yield running
 
 

@@ -25,7 +25,7 @@ from gpuscale.requests.accounting import RequestAccounting
 from gpuscale.requests.slab import Slab, SlabReader
 from gpuscale.requests.totals import RequestTotals, read_totals
 from gpuscale.settings import Settings
-from tests.middleware.test_prefork import free_port, wait_for
+from tests.middleware.servers import free_port, wait_for
 
 KEY = ("GET", "/", "200")
 
