@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import h11
 
-from gpuscale.sidecar.proxy_exchange import IDEMPOTENT, Exchange, answer_for_client, refusal
+from gpuscale.sidecar.proxy_connection import ClientConnection
+from gpuscale.sidecar.proxy_exchange import IDEMPOTENT, Exchange, answer_for_client
 from gpuscale.sidecar.proxy_headers import for_app
-from gpuscale.sidecar.proxy_sides import MAX_HEAD, AppSide, Side
-
-if TYPE_CHECKING:
-    from gpuscale.sidecar.proxy_clients import Clients
+from gpuscale.sidecar.proxy_sides import AppSide, Side
 
 log = logging.getLogger("gpuscale.proxy")
 
@@ -23,37 +20,12 @@ CLIENT_CLOSED = 499
 MAX_AHEAD = 65536
 """Bytes that a client may send beyond the request that is being answered."""
 CONNECT_SECONDS = 10.0
-LINGER_SECONDS = 2.0
 
 
-class ClientSide(Side):
-    """A client's connection, its present request and its connection to the app."""
-
-    def __init__(self, clients: Clients) -> None:
-        super().__init__()
-        self._clients, self._proxy = clients, clients.proxy
-        self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
-        self._app: AppSide | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._exchange: Exchange | None = None
-        self._lingers = False
-        self.tunnelled = False
-        self._half_closed: set[Side] = set()
-        self._status = 0
-        """Of the answer that is being passed on."""
-        self.waiting_since: float | None = monotonic()
-        self._peer = b"unknown"
+class ClientSide(ClientConnection):
+    """Passes on what the client sends to the app, and what the app answers to the client."""
 
     # --- the client's events
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        self._clients.all.add(self)
-        peer = transport.get_extra_info("peername")
-        if peer:
-            self._peer = str(peer[0]).removeprefix("::ffff:").encode("ascii", "replace")
-        kernel: socket.socket = transport.get_extra_info("socket")
-        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
         if self._lingers:
@@ -277,52 +249,3 @@ class ClientSide(Side):
         else:
             self._end(502)
             self.abort()
-
-    def too_late(self) -> None:
-        """The head was not whole in time."""
-        self.waiting_since = None
-        self._refuse(408, "the request's head was not complete in time")
-
-    def _refuse(self, status: int, message: str) -> None:
-        """Answer ourselves and close."""
-        head_only = self._exchange is not None and self._exchange.request.method == b"HEAD"
-        self._end(status)
-        if self.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or self.transport.is_closing():
-            self.abort()
-            return
-        events = refusal(status, message, head_only=head_only)
-        self.transport.write(b"".join(self.http.send(event) or b"" for event in events))
-        self._linger()
-
-    def _linger(self) -> None:
-        """Close, but read on for a moment: a reset could overtake the answer's last bytes."""
-        if self._lingers:
-            return
-        self._lingers = True
-        self.waiting_since = None
-        self._drop_app()
-        if self.transport.is_closing():
-            return
-        self.end_writing()
-        self._holds.clear()
-        if self.transport.is_closing():
-            return
-        self.transport.resume_reading()
-        self._clients.loop.call_later(LINGER_SECONDS, self.transport.close)
-
-    def abort(self) -> None:
-        """Close at once."""
-        self.transport.abort()
-
-    def _end(self, status: int) -> None:
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.end(status)
-
-    def _drop_app(self, *, abort: bool = False) -> None:
-        app, self._app = self._app, None
-        if app is not None:
-            if abort:
-                app.transport.abort()
-            else:
-                app.transport.close()

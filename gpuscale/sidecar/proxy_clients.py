@@ -7,6 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from gpuscale.sidecar.proxy_client import ClientSide
+from gpuscale.sidecar.proxy_connection import ClientConnection
 
 if TYPE_CHECKING:
     from gpuscale.sidecar.proxy import Proxy
@@ -21,7 +22,7 @@ class Clients:
 
     def __init__(self, proxy: Proxy, loop: asyncio.AbstractEventLoop) -> None:
         self.proxy, self.loop = proxy, loop
-        self.all: set[ClientSide] = set()
+        self.all: set[ClientConnection] = set()
         loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def accept(self) -> ClientSide:
