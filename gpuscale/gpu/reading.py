@@ -110,24 +110,16 @@ def _reading_to_json(reading: GpuReading) -> dict[str, Any]:
     return raw
 
 
+def stale(identity: GpuIdentity, age: float | None, errors: Mapping[str, int]) -> GpuReading:
+    """A GPU whose last good reading was ``age`` seconds ago, too long for any of its values (None: there was none)."""
+    return GpuReading(identity, up=False, sample_age_seconds=age, errors=errors)
+
+
 def aged(snapshot: GpuSnapshot, seconds: float, staleness: float) -> GpuSnapshot:
     """A snapshot as it looks ``seconds`` after it was taken: older, and past the limit without values."""
     gpus = []
     for gpu in snapshot.gpus:
         age = None if gpu.sample_age_seconds is None else gpu.sample_age_seconds + seconds
-        if age is None or age <= staleness:
-            gpus.append(replace(gpu, sample_age_seconds=age))
-        else:
-            gpus.append(
-                replace(
-                    gpu, up=False, sample_age_seconds=age, duty_cycle=None, memory_used_bytes=None,
-                    memory_total_bytes=None, own_memory_used_bytes=None, temperature_celsius=None,
-                    power_milliwatts=None,
-                    busy_seconds=None,
-                    observed_seconds=None,
-                    energy_joules=None,
-                    pcie_bytes=None,
-                    nvlink_bytes=None, fan_speed_percent=None,
-                )
-            )  # fmt: skip
+        fresh = age is None or age <= staleness
+        gpus.append(replace(gpu, sample_age_seconds=age) if fresh else stale(gpu.identity, age, gpu.errors))
     return replace(snapshot, gpus=tuple(gpus))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpuscale.gpu.counters import MOST_BYTES_PER_SECOND, MOST_WATTS, MeanPower, RunningCount
-from gpuscale.gpu.reading import GpuIdentity, GpuReading, UtilizationMethod
+from gpuscale.gpu.reading import GpuIdentity, GpuReading, UtilizationMethod, stale
 from gpuscale.gpu.source import IMPOSSIBLE_VALUE, DeviceLostError, GpuDevice, RawReading
 from gpuscale.gpu.utilization import BusyIntegral
 
@@ -127,7 +127,7 @@ class Track:
         values, read_at, looked_at = self._last
         age = None if read_at is None else max(0.0, now - read_at)
         if age is None or age > staleness or self.lost_since is not None:
-            return GpuReading(self.identity, up=False, sample_age_seconds=age, errors=self.errors)
+            return stale(self.identity, age, self.errors)
         if looked_at is None or now - looked_at > staleness:
             values = replace(values, duty_cycle=None, busy_seconds=None, observed_seconds=None, utilization_method=None)
         return replace(values, up=True, sample_age_seconds=age, errors=self.errors)

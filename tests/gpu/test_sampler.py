@@ -6,10 +6,11 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import fields, replace
 
 import pytest
 
-from gpuscale.gpu.reading import GpuIdentity, GpuSnapshot, snapshot_from_json, snapshot_to_json
+from gpuscale.gpu.reading import GpuIdentity, GpuReading, GpuSnapshot, aged, snapshot_from_json, snapshot_to_json
 from gpuscale.gpu.sampler import Sampler
 from gpuscale.gpu.source import Enumeration, RawReading, RawUtilization
 
@@ -112,3 +113,15 @@ def test_a_snapshot_survives_json() -> None:
     sampler.stop(2)
     snapshot: GpuSnapshot = sampler.snapshot()
     assert snapshot_from_json(json.loads(json.dumps(snapshot_to_json(snapshot)))) == snapshot
+
+
+def test_a_snapshot_of_another_worker_grows_old() -> None:
+    """Every field is filled in, so that one which is added later is not forgotten when the values are dropped."""
+    identity = GpuIdentity("GPU-a", "fake", "0")
+    numbers = {field.name: 1 for field in fields(GpuReading) if field.name not in ("identity", "up", "errors")}
+    reading = GpuReading(identity, up=True, errors={"TIMEOUT": 2}, **numbers)  # type: ignore[arg-type]
+    snapshot = GpuSnapshot("nvml", (reading,))
+    (young,) = aged(snapshot, seconds=5.0, staleness=10.0).gpus
+    assert young == replace(reading, sample_age_seconds=6.0)
+    (old,) = aged(snapshot, seconds=9.5, staleness=10.0).gpus
+    assert old == GpuReading(identity, up=False, sample_age_seconds=10.5, errors={"TIMEOUT": 2})
