@@ -87,29 +87,34 @@ def test_replaced_workers_lose_no_count(tmp_path: Path) -> None:
     """gunicorn's max-requests replaces its only worker again and again: the counter goes on."""
     command = [*GUNICORN, "--workers", "1", "--max-requests", "10", WSGI]
     with serve(command, tmp_path) as server:
-        seen = 0.0
+        answered, failed, pids = 1, 0, set()  # the start-up's /pid
         for _ in range(35):
-            with contextlib.suppress(OSError):
-                server.get("/pid")
-                seen += 1
-            with contextlib.suppress(OSError):
-                assert server.page()["gpuscale_requests_total"] + 4 >= seen
-        wait_for("the endpoint", server.page)
-        assert server.page()["gpuscale_requests_total"] >= 35 - 1
+            try:
+                pids.add(server.get("/pid"))
+                answered += 1
+            except OSError:
+                failed += 1
+            with contextlib.suppress(OSError):  # between two workers nobody serves it
+                # The last answer is out a moment before it is counted.
+                assert answered - 1 <= server.page()["gpuscale_requests_total"] <= answered + failed
+        assert len(pids) > 2
+        wait_for("the totals", lambda: server.page()["gpuscale_requests_total"] >= answered)
+        assert server.page()["gpuscale_requests_total"] <= answered + failed
 
 
 def test_metrics_are_quick_while_the_loop_is_blocked(tmp_path: Path) -> None:
     with serve(UVICORN, tmp_path) as server:
-        blocked = threading.Thread(target=server.get, args=("/busy/2",))
+        blocked = threading.Thread(target=server.get, args=("/busy/3",))
         blocked.start()
         time.sleep(0.3)
         times = []
-        for _ in range(20):
+        for _ in range(10):
             start = time.monotonic()
             page = server.page()
             times.append(time.monotonic() - start)
         assert blocked.is_alive()
-        assert sorted(times)[10] < 0.25  # milliseconds on a quiet machine; waiting for the loop would be 2 s
+        # Milliseconds on a quiet machine (bench_prefork prints them); waiting for the loop would be seconds.
+        assert sorted(times)[5] < 0.25
         wait_for("the lag", lambda: server.page()["gpuscale_event_loop_lag_seconds"] > 0.5, 2)
         blocked.join()
         assert page["gpuscale_requests_in_flight"] == 1
