@@ -26,12 +26,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.nvml_stub import Stub
+from tests.sidecar.processes import ISOLATED, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 GPUS = 8
 STARTS = 7
 REQUESTS = 3000
 HUNG_SCRAPES = 500
+START_LIMIT = 60.0
 APP = """
 import socket, sys, threading
 listener = socket.create_server(("127.0.0.1", 0)); print(listener.getsockname()[1], flush=True)
@@ -58,11 +60,6 @@ def cpu_seconds(pid: int) -> float:
     return total / 1e9
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def floor_kib() -> int:
     code = "import prometheus_client, sys; print(flush=True); sys.stdin.read()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -77,8 +74,7 @@ def floor_kib() -> int:
 
 def start(stub: Stub, port: int, *arguments: str) -> subprocess.Popen[bytes]:
     environ = stub.env({**os.environ, "PYTHONPATH": str(ROOT)}, log=False)
-    command = [sys.executable, "-m", "gpuscale", "sidecar", "--address", "127.0.0.1", "--port", str(port)]
-    # gpus_from is decided by what this machine shows; without containers around it is --gpus.
+    command = [sys.executable, "-c", ISOLATED, "sidecar", "--address", "127.0.0.1", "--port", str(port)]
     return subprocess.Popen([*command, "--gpus", "all", "--log-level", "error", *arguments], env=environ)
 
 
@@ -90,7 +86,7 @@ def scrape(connection: http.client.HTTPConnection) -> bytes:
 
 def first_good_scrape(process: subprocess.Popen[bytes], port: int, begun: float) -> float:
     """Seconds from the start of the process to a page with the GPUs on it."""
-    while process.poll() is None:
+    while process.poll() is None and time.perf_counter() < begun + START_LIMIT:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         with suppress(OSError, http.client.HTTPException):
             connection.request("GET", "/metrics")
@@ -98,7 +94,7 @@ def first_good_scrape(process: subprocess.Popen[bytes], port: int, begun: float)
                 return time.perf_counter() - begun
         connection.close()
         time.sleep(0.002)
-    raise SystemExit("the sidecar ended")
+    raise SystemExit(f"the sidecar ended, or showed no GPU within {START_LIMIT:.0f} s")
 
 
 def measure_starts(stub: Stub) -> list[float]:
