@@ -13,6 +13,9 @@ in a container whose devices it injects itself, so NVML's own view is the truth 
 DEVICE_FOLDER = "/var/run/nvidia-container-devices"
 """Value of the variable where the device plugin passes devices as mounts: the folder's entries are their names."""
 
+SHORTEST_UUID = len("GPU-fef8089b")
+"""NVIDIA's container toolkit takes a UUID's beginning, too; its documentation shows so many characters of one."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -34,7 +37,10 @@ class Candidate:
         if token.startswith("MIG-GPU-") and self.place is not None:  # before driver 470
             name = f"MIG-{self.parent_uuid}/{self.gpu_instance}/{self.compute_instance}"
             return token in (self.uuid, name)
-        return token != "" and token in (self.uuid, self.parent_uuid)
+        uuids = (self.uuid, self.parent_uuid)
+        if token.startswith("GPU-") and len(token) >= SHORTEST_UUID:
+            return any(uuid.lower().startswith(token.lower()) for uuid in uuids)
+        return token != "" and token in uuids
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,13 @@ def test_in_process_what_nvml_shows_narrowed_by_the_variable() -> None:
     assert uuids(visible("0:1"), INSTANCES) == ["MIG-b"]
 
 
+def test_a_uuid_may_be_cut_short_as_the_container_toolkit_allows() -> None:
+    shown = [Candidate("GPU-fef8089b-0001", "0", 0), Candidate("GPU-fef8089c-0002", "1", 1)]
+    assert uuids(visible("GPU-fef8089b"), shown) == ["GPU-fef8089b-0001"]
+    assert uuids(visible("GPU-FEF8089C-0002"), shown) == ["GPU-fef8089c-0002"]
+    assert uuids(visible("GPU-fef"), shown) == []
+
+
 @given(st.text(max_size=40))
 def test_no_value_shows_more_than_nvml_does(value: str) -> None:
     assert set(uuids(visible(value))) <= {device.uuid for device in NODE}

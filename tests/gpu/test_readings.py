@@ -68,6 +68,16 @@ def test_without_a_ring_the_rate_is_asked_twice_a_second(stub: Stub) -> None:
     assert len(stub.calls("nvmlDeviceGetUtilizationRates")) >= 3 * 4  # a reading each 2 s would be 2
 
 
+def test_the_ring_is_drained_every_two_seconds_however_seldom_the_rest_is_read(stub: Stub) -> None:
+    stub.set("gpus", 1)
+    with Process(stub, interval=30.0, staleness=60.0) as process:
+        process.until(up)
+        time.sleep(4.3)
+    drained = [call.time for call in stub.calls("nvmlDeviceGetSamples")]
+    assert len(drained) >= 3
+    assert len(stub.calls("nvmlDeviceGetMemoryInfo_v2")) == 1
+
+
 def test_without_any_utilisation_it_is_absent(stub: Stub) -> None:
     for function in ("nvmlDeviceGetSamples", "nvmlDeviceGetUtilizationRates"):
         stub.fail(function, "NOT_SUPPORTED")
