@@ -13,9 +13,8 @@ from gpuscale.settings import METRICS_PATHS
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
-End = Callable[[float, str, str, int], None]
 Finish = Callable[..., None]
-"""Of ``(outcome, end)``: EXHAUSTED or a status; how the accounting is told."""
+"""Of ``(outcome, dropped)``: EXHAUSTED or a status; whether the garbage collector says so."""
 
 COUNTED = "gpuscale.counted"
 """In the environ of a request that a middleware counts already: mounting two is harmless."""
@@ -56,18 +55,21 @@ class MetricsMiddleware:
         status, route = 500, UNMATCHED_ROUTE
         end = self._end
 
-        def counting_start_response(line: str, headers: Any, *exc_info: Any) -> Callable[[bytes], object]:
+        def counting_start_response(line: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], object]:
             nonlocal status, route
             status = int(line[:3])
             # Flask takes its request out of the environ before it returns, so this is the time to look.
             route = wsgi_route(environ)
-            return start_response(line, headers, *exc_info)
+            return start_response(line, headers) if exc_info is None else start_response(line, headers, exc_info)
 
-        def finish(outcome: int, end: End = end) -> None:
+        def finish(outcome: int, dropped: bool = False) -> None:
             method = environ.get("REQUEST_METHOD", "")
-            # A body that is not read to its end is a client that went away, unless none was due at all.
-            known = outcome == EXHAUSTED or (outcome != 500 and (method == "HEAD" or status in (204, 304)))
-            end(started, method, route, status if known else outcome)
+            if outcome == EXHAUSTED:
+                end(started, method, route, status)
+                return
+            if outcome == CLIENT_CLOSED_REQUEST and (method == "HEAD" or status in (204, 304)):
+                outcome = status  # no body was due that could have been read to its end
+            (self._abandon if dropped else end)(started, method, route, outcome)
 
         started = self._begin()
         try:
@@ -76,7 +78,7 @@ class MetricsMiddleware:
             if wrapper is not None and isinstance(wrapper, type) and isinstance(body, wrapper):
                 return _hang_on_close(body, finish)
             followed = _SizedBody if hasattr(body, "__len__") else _Body
-            return followed(body, finish, self._abandon)
+            return followed(body, iter(body), finish)
         except BaseException:  # TypeError, where the app returned what cannot be iterated
             finish(500)
             raise
@@ -108,30 +110,24 @@ def _hang_on_close(body: Any, finish: Finish) -> Iterable[bytes]:
 class _Body:
     """The app's iterable, which ends its request once: when it is exhausted, fails, or is closed or dropped."""
 
-    __slots__ = ("_abandon", "_body", "_finish", "_next")
+    __slots__ = ("_body", "_finish", "_iterator")
 
-    def __init__(self, body: Iterable[bytes], finish: Finish, abandon: End) -> None:
-        self._finish: Finish | None = None
+    def __init__(self, body: Iterable[bytes], iterator: Iterator[bytes], finish: Finish) -> None:
         self._body = body
-        self._next = iter(body).__next__
-        self._abandon = abandon
-        self._finish = finish
+        self._iterator = iterator
+        self._finish: Finish | None = finish
 
     def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
+        """A generator, whose end costs no exception. Where it is dropped before, :meth:`close` says what happened."""
         try:
-            return self._next()
-        except StopIteration:
-            finish = self._finish
-            if finish is not None:
-                self._finish = None
-                finish(EXHAUSTED)
+            for chunk in self._iterator:  # noqa: UP028 (yield from would close the app's own iterable)
+                yield chunk
+        except GeneratorExit:
             raise
         except BaseException:
             self._end(500)
             raise
+        self._end(EXHAUSTED)
 
     def _end(self, outcome: int) -> None:
         finish = self._finish
@@ -152,7 +148,7 @@ class _Body:
     def __del__(self) -> None:
         # A server that never calls close() must not leak a request in flight. This is the garbage collector's.
         if self._finish is not None:
-            self._finish(CLIENT_CLOSED_REQUEST, self._abandon)
+            self._finish(CLIENT_CLOSED_REQUEST, dropped=True)
 
 
 class _SizedBody(_Body):
