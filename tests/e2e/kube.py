@@ -153,7 +153,9 @@ class Watch:
             for kind in ("pods", "external"):
                 if metric.get(kind):
                     current = metric[kind]["current"]
-                    values[metric[kind]["metric"]["name"]] = quantity(current.get("averageValue", current.get("value")))
+                    value = quantity(current.get("averageValue", current.get("value")))
+                    if value >= 0:  # else a mean over no pod: the smallest number that a quantity can be
+                        values[metric[kind]["metric"]["name"]] = value
         deployment = get("deployment", "-n", self._namespace, self._deployment)
         return {
             "t": round(time.monotonic() - self._begun, 1),

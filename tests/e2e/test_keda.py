@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.e2e import plain, pods, waiting
-from tests.e2e.kube import Watch, get, kubectl, prometheus, wait_for
+from tests.e2e.kube import Watch, kubectl, prometheus, wait_for
 from tests.e2e.kube import pods as pods_of
 from tests.e2e.service import Service
 from tests.e2e.setting import EXTERNAL, ROOT, add
@@ -67,7 +67,8 @@ def _outage(service: Service, watches: list[Watch]) -> None:
 @contextmanager
 def _external_metrics_are_keda_s() -> Iterator[None]:
     """Only one server can have external.metrics.k8s.io: the adapter's registration makes way for as long."""
-    server = get(EXTERNAL)["spec"]["service"]["namespace"]
+    owner = "jsonpath={.spec.service.namespace}"
+    server = kubectl("get", EXTERNAL, "--ignore-not-found", "-o", owner)
     if server == "monitoring":
         kubectl("delete", EXTERNAL)
     try:
