@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 K ?=
+# Tests at a time: they wait more than they calculate.
+JOBS ?= 3
 
 .PHONY: run test test-gpu test-matrix lint bench e2e system clean
 
@@ -25,8 +27,9 @@ system:
 	sh tests/system-packages.sh
 
 test: system $(VENV)/tests.stamp
-	$(BIN)/python -m pytest -m "not gpu"
-	$(BIN)/python tests/matrix.py --skip $$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+	$(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadscope
+	$(BIN)/python tests/matrix.py --skip $$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
+	    -- -n $(JOBS) --dist loadscope
 
 lint: $(VENV)/tests.stamp
 	$(BIN)/ruff check .
@@ -37,8 +40,9 @@ bench: system $(VENV)/tests.stamp
 	$(BIN)/python -m benchmarks
 
 # K=walk runs one test by name. Needs KUBECONFIG, or the cluster beside this repository; says how to get one.
-e2e: $(VENV)/tests.stamp
-	GPUSCALE_E2E=1 $(BIN)/python -m pytest tests/e2e -m e2e $(if $(K),-k '$(K)')
+# Two tests at a time (tests/e2e/conftest.py says which).
+e2e: system $(VENV)/tests.stamp
+	GPUSCALE_E2E=1 $(BIN)/python -m pytest tests/e2e -m e2e -n 2 --dist loadgroup -vv -rs --durations=20 $(if $(K),-k '$(K)')
 
 # Needs an idle NVIDIA GPU; without one it says so. GPUSCALE_WRITE_MEASURED=1 writes the table to docs/measured.md.
 test-gpu: $(VENV)/tests.stamp
