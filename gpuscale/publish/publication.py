@@ -219,11 +219,9 @@ class Publication:
 
         if not self._registered:
             self._collector = MetricsCollector(self.snapshot, self.totals, buckets=self.settings.buckets)
-            try:
+            with contextlib.suppress(ValueError):  # another publication of this process has registered the same names
                 self.registry.register(self._collector)
                 self._registered = True
-            except ValueError:  # another publication of this process has registered the same names
-                pass
         self._collectors = Registries(self._collector, self.registry, *self._more_registries)
 
     def _run(self, stop: threading.Event) -> None:
@@ -270,10 +268,8 @@ class Publication:
     def _unregister(self) -> None:
         if self._registered:
             self._registered = False
-            try:
+            with contextlib.suppress(KeyError):  # the registry's owner did it
                 self.registry.unregister(self._collector)
-            except KeyError:  # the registry's owner did it
-                pass
 
     def after_fork(self) -> None:
         """In a forked child: nothing of the parent's is ours, and numbers begin at zero."""
