@@ -74,6 +74,11 @@ class Settings:
         settings = cls(**values)
         if bool(settings.tls_cert) != bool(settings.tls_key):
             raise ConfigurationError("tls_cert and tls_key (GPUSCALE_TLS_CERT, GPUSCALE_TLS_KEY) go together")
+        if settings.gpu_interval > settings.gpu_staleness:
+            raise ConfigurationError(
+                f"gpu_interval ({settings.gpu_interval:g} s) must not be longer than gpu_staleness "
+                f"({settings.gpu_staleness:g} s), or values would come and go: shorten the one or lengthen the other"
+            )
         if settings.on_app and (settings.tls_cert or settings.token_file):
             raise ConfigurationError("tls_cert and token_file protect the metrics port; on_app opens none: drop one")
         if settings.on_app:
