@@ -20,7 +20,7 @@ from tests.e2e.setting import LABEL, OUTPUT, ROOT, Setting, lock
 
 IN_ORDER = {
     "walk": ("walk", "recommended"),
-    "others": ("manifests", "from_zero", "sidecar", "network_policy", "operator", "faults", "keda"),
+    "others": ("manifests", "quickstart", "from_zero", "sidecar", "network_policy", "operator", "faults", "keda"),
 }
 """One worker each. The walk waits five minutes for its pods to go, in which the other worker gets on; what takes
 Prometheus or an API away comes last and has the cluster for itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import threading
 import time
@@ -12,10 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+_COMPILED = Path.home() / ".cache/gpuscale-cluster/bin/kubectl"
+KUBECTL = shutil.which("kubectl") or str(_COMPILED)
+"""On PATH, else the one that the cluster beside this repository has compiled."""
+
 
 def kubectl(*arguments: str, given: str | None = None, check: bool = True, timeout: float = 120) -> str:
     """Its standard output; RuntimeError with what it said when it fails."""
-    done = subprocess.run(["kubectl", *arguments], input=given, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run([KUBECTL, *arguments], input=given, capture_output=True, text=True, timeout=timeout)
     if check and done.returncode:
         raise RuntimeError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout
@@ -157,10 +162,14 @@ class Watch:
                     if value >= 0:  # else a mean over no pod: the smallest number that a quantity can be
                         values[metric[kind]["metric"]["name"]] = value
         deployment = get("deployment", "-n", self._namespace, self._deployment)
+        load = None
+        with suppress(RuntimeError):
+            load = external(self._namespace, "requests_in_flight_current", self._deployment)
         return {
             "t": round(time.monotonic() - self._begun, 1),
             "desired": deployment["spec"].get("replicas", 1),
             "ready": deployment["status"].get("readyReplicas", 0),
+            "load": load,  # requests in flight over all pods
             "metrics": values,
             "conditions": {one["type"]: f"{one['status']} {one['reason']}" for one in status.get("conditions", [])},
         }

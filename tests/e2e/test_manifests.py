@@ -10,7 +10,7 @@ import yaml
 
 from gpuscale.hpa.specification import SIDECARS, Specification
 from tests.e2e import pods
-from tests.e2e.kube import kubectl
+from tests.e2e.kube import KUBECTL, kubectl
 from tests.e2e.setting import ROOT
 
 K8S = ROOT / "k8s"
@@ -51,7 +51,7 @@ def _dry_run(manifests: str) -> None:
             pytest.skip(f"needs {name} in the cluster; the tests operator and keda apply it for real")
     # --server-side asks the API server for validation, defaults and admission; what it has of the same names is
     # another owner's, here only in a dry run.
-    command = ["kubectl", "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"]
+    command = [KUBECTL, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"]
     done = subprocess.run(command, input=manifests, capture_output=True, text=True, timeout=60)
     refused = [line for line in done.stderr.splitlines() if not _only_for_want_of_the_namespace(line)]
     assert not refused, refused
