@@ -82,5 +82,5 @@ def test_options_that_belong_together(tmp_path: Path) -> None:
         Settings.create({}, tls_cert=str(file))
     with pytest.raises(ConfigurationError, match="on_app opens none"):
         Settings.create({}, on_app=True, token_file=str(file))
-    with pytest.raises(ConfigurationError, match="gpu_interval .* gpu_staleness"):
+    with pytest.raises(ConfigurationError, match=r"gpu_interval .* gpu_staleness"):
         Settings.create({}, gpu_interval=20)
