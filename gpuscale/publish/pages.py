@@ -53,7 +53,8 @@ class Pages:
 def gpu_trouble(snapshot: GpuSnapshot) -> str:
     """Why a liveness probe should have the container started anew; empty when there is no reason."""
     if snapshot.lost_for_good:
-        return f"the GPU is lost for good: {snapshot.why_empty}"
+        which = ", ".join(gpu.identity.uuid for gpu in snapshot.gpus if not gpu.up)
+        return ": ".join(part for part in ("the GPU is lost for good", which, snapshot.why_empty) if part)
     if not snapshot.alive:
         return f"the GPU sampler is stuck or dead: {snapshot.why_empty}"
     return ""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpuscale.catalogue import CATALOGUE
-from gpuscale.gpu.reading import GpuIdentity, GpuSnapshot
+from gpuscale.gpu.reading import GpuIdentity, GpuReading, GpuSnapshot, stale
 from gpuscale.gpu.source import Enumeration, NoSource, RawReading
 from gpuscale.settings import Settings
 from gpuscale.sidecar.service import Sidecar
@@ -97,8 +97,11 @@ def test_no_driver_at_first(tmp_path: Path, stub: Stub) -> None:
 def test_a_gpu_lost_for_good_fails_the_liveness(tmp_path: Path, stub: Stub) -> None:
     """The sampler's limit is a minute: the answer is tested here without waiting for it."""
     sidecar = Sidecar(Settings(gpu="none"), NoSource())
+    gone = stale(GpuIdentity("GPU-gone", "H100", "0"), 60.0, {})
+    well = GpuReading(GpuIdentity("GPU-well", "H100", "1"), up=True)
     for snapshot, word in (
         (GpuSnapshot("nvml", lost_for_good=True, why_empty="GPU_IS_LOST"), b"lost for good: GPU_IS_LOST"),
+        (GpuSnapshot("nvml", (gone, well), lost_for_good=True), b"lost for good: GPU-gone\n"),
         (GpuSnapshot("nvml", alive=False), b"stuck or dead"),
     ):
         sidecar._sampler.snapshot = lambda snapshot=snapshot: snapshot  # type: ignore[method-assign,misc]
