@@ -28,6 +28,7 @@ ALONE = ("faults", "keda")
 _setting = Setting()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks which group a test is of
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark, group and order these tests; leave them out of an ordinary run."""
     ours = [item for item in items if Path(__file__).parent in item.path.parents]
