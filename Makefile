@@ -42,7 +42,7 @@ bench: system $(VENV)/tests.stamp
 # K=walk runs one test by name. Needs KUBECONFIG, or the cluster beside this repository; says how to get one.
 # Two tests at a time (tests/e2e/conftest.py says which).
 e2e: system $(VENV)/tests.stamp
-	GPUSCALE_E2E=1 $(BIN)/python -m pytest tests/e2e -m e2e -n 2 --dist loadgroup -vv -rs --durations=20 $(if $(K),-k '$(K)')
+	GPUSCALE_E2E=1 $(BIN)/python -m pytest tests/e2e -m e2e -n 2 -vv -rs --durations=20 $(if $(K),-k '$(K)')
 
 # Needs an idle NVIDIA GPU; without one it says so. GPUSCALE_WRITE_MEASURED=1 writes the table to docs/measured.md.
 test-gpu: $(VENV)/tests.stamp
