@@ -101,7 +101,7 @@ def service(request: pytest.FixtureRequest, stub: bytes, output: Path) -> Iterat
         kubectl("create", "namespace", namespace)
         kubectl("label", "namespace", namespace, LABEL, "pod-security.kubernetes.io/enforce=restricted")
         library = base64.b64encode(stub).decode()
-        state = "gpus 1\ngpu.0.uuid GPU-HOSTNAME\ngpu.0.load 0 follow cgroup cores=CORES\n"
+        state = "gpus 1\ngpu.0.uuid GPU-HOSTNAME\ngpu.0.load 0 follow cgroup cores=CORES idle=IDLE\n"
         yield Service(namespace, ROOT, output, library, state)
         _keep(namespace, output)
         # Its pods take their time to end, which the next test need not wait for.

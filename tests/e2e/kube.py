@@ -105,6 +105,7 @@ class Watch:
         self._folder = folder
         self.rows: list[dict[str, Any]] = []
         self.marks: list[dict[str, Any]] = []
+        self._last = ""
         self._begun = time.monotonic()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -118,8 +119,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join(timeout=30)
-        with suppress(RuntimeError, KeyError, ValueError):
-            self.rows.append(self._row())  # what a test has just seen is part of the record
+        self._look()  # what a test has just seen is part of the record
         record = {"deployment": self._deployment, "rows": self.rows, "marks": self.marks}
         (self._folder / "record.json").write_text(json.dumps(record, indent=1))
         events = kubectl("get", "events", "-n", self._namespace, "--sort-by=.lastTimestamp", check=False)
@@ -139,16 +139,18 @@ class Watch:
         return found
 
     def _run(self) -> None:
-        last = ""
         while not self._end.wait(self._period):
-            line = kubectl("get", "hpa", *self._where, "--no-headers", check=False).strip()
-            # The age changes in each line: told apart by what stands before it.
-            if line and line.rsplit(None, 1)[0] != last:
-                last = line.rsplit(None, 1)[0]
-                with open(self._folder / "hpa.txt", "a") as file:
-                    file.write(f"{time.monotonic() - self._begun:7.1f}  {line}\n")
-            with suppress(RuntimeError, KeyError, ValueError):
-                self.rows.append(self._row())
+            self._look()
+
+    def _look(self) -> None:
+        line = kubectl("get", "hpa", *self._where, "--no-headers", check=False).strip()
+        # The age changes in each line: told apart by what stands before it.
+        if line and line.rsplit(None, 1)[0] != self._last:
+            self._last = line.rsplit(None, 1)[0]
+            with open(self._folder / "hpa.txt", "a") as file:
+                file.write(f"{time.monotonic() - self._begun:7.1f}  {line}\n")
+        with suppress(RuntimeError, KeyError, ValueError):
+            self.rows.append(self._row())
 
     def _row(self) -> dict[str, Any]:
         hpa = get("hpa", *self._where)

@@ -17,6 +17,8 @@ from tests.e2e.kube import get, kubectl, pods, wait_for
 NAME = "bert-intent-detection"
 SELECTOR = f"app={NAME}"
 STUB = "/nvml"
+IDLE = 0.015
+"""Cores that the probes and the sampler keep busy: a GPU would not know of them, so the stub leaves them out."""
 Patch = Sequence[dict[str, Any]]
 
 
@@ -132,7 +134,8 @@ class Service:
 
     def _stub(self, cpu: str | None) -> dict[str, Any]:
         cores = float(cpu.removesuffix("m")) / 1000 if cpu else 1.0
-        return self.stub_map(self._state.replace("CORES", str(cores)), "nvml-stub")
+        state = self._state.replace("CORES", f"{cores - IDLE:g}").replace("IDLE", f"{IDLE:g}")
+        return self.stub_map(state, "nvml-stub")
 
     def stub_map(self, state: str, name: str) -> dict[str, Any]:
         """The ConfigMap with the driver's stand-in and its state."""

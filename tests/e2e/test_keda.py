@@ -49,12 +49,12 @@ def _wait_for_pods(service: Service, name: str, number: int) -> None:
 
 
 def _outage(service: Service, watches: list[Watch]) -> None:
-    """A minute and a quarter without Prometheus: five of KEDA's polls."""
+    """A minute without Prometheus: four of KEDA's polls."""
     for watch in watches:
         watch.mark("Prometheus gone")
     kubectl("scale", "-n", "monitoring", "deployment/prometheus", "--replicas=0")
     try:
-        time.sleep(75)
+        time.sleep(60)
     finally:
         kubectl("scale", "-n", "monitoring", "deployment/prometheus", "--replicas=1")
     for watch in watches:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.kube import Watch, custom, external, kubectl, pods, quantity, wait_for
+from tests.e2e.kube import Watch, custom, external, kubectl, pods, wait_for
 from tests.e2e.service import NAME, SELECTOR, Service, answers
 from tests.e2e.walking import PER_POD
 
@@ -22,17 +21,15 @@ def test_walk(service: Service, output: Path) -> None:
     # comes when that has left the window.
     service.limit_gpus(2)
     service.apply("bert-intent", cpu=CPU)
-    wait_for("an idle pod", lambda: 0 <= (external(service.namespace, "duty_cycle_current", NAME) or 99) < 3, 180)
+    wait_for("an idle pod", lambda: external(service.namespace, "duty_cycle_current", NAME) == 0, 180)
     service.apply("bert-intent", "hpa", cpu=CPU)
 
     def idle() -> bool:
         line = kubectl("get", "hpa", "-n", service.namespace, "gpu-hpa", "--no-headers")
         (output / "idle.txt").write_text(line)
-        found = re.search(r"\s(\S+)/20\s", line)
-        # A GPU's idle is 0; the stub's is the CPU time of the probes and of the sampler, a percent or two.
-        return bool(found and quantity(found[1]) < 3)
+        return " 0/20 " in line
 
-    wait_for("`kubectl get hpa` shows 0/20, but for the stub's own noise", idle, 180)
+    wait_for("`kubectl get hpa` shows 0/20", idle, 180)
     assert service.predict("music") == "PlayMusic"
     (pod,) = pods(service.namespace, SELECTOR)
     _values_are_the_pod_s_own(service, pod["metadata"]["name"])
@@ -64,8 +61,8 @@ def _values_are_the_pod_s_own(service: Service, pod: str) -> None:
         # Power is the mean between two readings of the energy counter: it moves by parts of a thousand.
         assert custom(service.namespace, metric) == {pod: pytest.approx(expected, rel=2e-3)}
         assert external(service.namespace, metric, NAME) == pytest.approx(expected, rel=2e-3)
-    assert custom(service.namespace, "duty_cycle_current")[pod] < 3
-    assert external(service.namespace, "duty_cycle_current", NAME) is not None
+    assert custom(service.namespace, "duty_cycle_current") == {pod: 0}
+    assert external(service.namespace, "duty_cycle_current", NAME) == 0
     assert external(service.namespace, "requests_in_flight_current", NAME) is not None
     assert external(service.namespace, "requests_in_flight_current", "another") is None
 

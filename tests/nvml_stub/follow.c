@@ -13,6 +13,7 @@
 
 #define MAX_SOURCES 32
 #define POINTS 4096
+#define SPARE 10 /* seconds of `idle=` that are kept: housekeeping comes in bursts */
 #define SHORTEST 0.005 /* seconds between points: one sampler round makes a dozen calls */
 
 struct point {
@@ -22,6 +23,7 @@ struct point {
 struct source {
     char spec[512];
     double raw; /* as it was read last */
+    double spare; /* seconds of housekeeping that may come yet without counting as load */
     struct point points[POINTS];
     size_t count; /* ever; the last POINTS are kept */
 };
@@ -174,6 +176,13 @@ static void touch(struct source *source)
     }
     double before = last ? last->seconds : 0;
     double more = last ? fmax(0, seconds - source->raw) : 0; /* a group that lost a member does not run backwards */
+    double idle = option(source->spec, "idle", 0);
+    if (last && idle > 0) {
+        source->spare = fmin(source->spare + idle * (now - last->at), idle * SPARE);
+        double free = fmin(source->spare, more);
+        source->spare -= free;
+        more -= free;
+    }
     source->points[source->count++ % POINTS] = (struct point){now, before + more};
     source->raw = seconds;
 }

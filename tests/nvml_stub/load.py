@@ -104,15 +104,19 @@ def follow(
     what: str = "cgroup",
     *,
     cores: float = 1,
+    idle: float = 0,
     pid: int | None = None,
     file: Path | None = None,
     scale: float = 1,
 ) -> Follow:
     """CPU time of the reader's own ``cgroup``, its ``pgrp``, all that is ``visible``, a ``pid`` or a ``file``.
 
-    A file holds busy seconds so far, as a number that is multiplied with ``scale``.
+    A file holds busy seconds so far, as a number that is multiplied with ``scale``. So many cores as ``idle`` may be
+    busy with housekeeping (probes) without being load.
     """
     options: dict[str, object] = {"cores": cores}
+    if idle:
+        options["idle"] = idle
     if pid is not None:
         what, options["pid"] = "process", pid
     if file is not None:

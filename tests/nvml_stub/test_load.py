@@ -121,6 +121,23 @@ def test_load_follows_cpu_time(stub: Stub, what: str, tmp_path: Path) -> None:
     assert sum(values) / len(values) == pytest.approx(truth, abs=12)
 
 
+@pytest.mark.parametrize(("busy", "told"), [(0.05, 0), (0.5, 40)])
+def test_housekeeping_is_no_load(stub: Stub, tmp_path: Path, busy: float, told: int) -> None:
+    """A tenth of a core is spare: less is idle, and of more only the rest counts."""
+    seconds = tmp_path / "seconds"
+    seconds.write_text("0")
+    stub.load(0, follow(file=seconds, idle=0.1))
+    reader = stub.spawn(READER, "1", stdin=subprocess.PIPE)
+    wait_for(stub, "nvmlInitWithFlags")
+    begin = time.monotonic()
+    while time.monotonic() < begin + 2:
+        time.sleep(0.1)
+        (tmp_path / "new").write_text(f"{(time.monotonic() - begin) * busy:f}")
+        (tmp_path / "new").rename(seconds)
+    values = last_values(reader)
+    assert sum(values) / len(values) == pytest.approx(told, abs=4)
+
+
 def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
