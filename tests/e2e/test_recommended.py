@@ -29,9 +29,9 @@ def test_recommended(service: Service) -> None:
         Watch(service.namespace, HPA, NAME, service.output, period=1.0) as watch,
         service.hey("-z", "900s", "-c", "2", "-q", "2") as steady,
     ):
-        watch.mark("60 clients more")
+        watch.mark("120 clients more")
         after_update = _under_load(service, watch)
-        watch.mark("60 clients gone")
+        watch.mark("120 clients gone")
         wait_for("one pod again", lambda: pods.replicas(service, NAME) == 1, 240)
         wait_for("the others' end", lambda: service.ready() == 1, 60)
         throughout = steady.end(30, early=True)
@@ -48,7 +48,7 @@ def _under_load(service: Service, watch: Watch) -> str:
     """A step up to three pods, and a rolling update of them; what ``hey`` says of it."""
     where = ("-n", service.namespace, f"deployment/{NAME}")
     # Without keep-alive: each request is sent to any of the pods that are ready then.
-    with service.hey("-z", "900s", "-c", "60", "-disable-keepalive") as heavy:
+    with service.hey("-z", "900s", "-c", "120", "-disable-keepalive") as heavy:
         _reacts(service)
         wait_for("all pods", lambda: service.ready() >= 3, 240)
         watch.mark("rolling update")
