@@ -58,8 +58,13 @@ def shot(sampler: Sampler) -> dict[str, Any]:
     return {**snapshot_to_json(snapshot), "at": begin, "took": took, "num_devices": snapshot.num_devices}
 
 
+def all_up(sampler: Sampler) -> bool:
+    gpus = sampler.snapshot().gpus
+    return bool(gpus) and all(gpu.up for gpu in gpus)
+
+
 def in_child(options: dict[str, Any]) -> dict[str, Any]:
-    """Forks, samples in the child until there is a reading, and returns the child's last snapshot."""
+    """Forks, samples in the child until every GPU has been read, and returns the child's last snapshot."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -67,7 +72,7 @@ def in_child(options: dict[str, Any]) -> dict[str, Any]:
             child = Sampler(create_source("nvml"), **options)
             child.start()
             until = time.monotonic() + 5
-            while child.snapshot().num_devices == 0 and time.monotonic() < until:
+            while not all_up(child) and time.monotonic() < until:
                 time.sleep(0.02)
             os.write(writer, json.dumps(shot(child)).encode())
             child.stop(1)
