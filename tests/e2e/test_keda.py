@@ -18,6 +18,8 @@ AT_ONCE = """{"spec": {"advanced": {"horizontalPodAutoscalerConfig": {"behavior"
 
 def test_keda(service: Service) -> None:
     with _external_metrics_are_keda_s():
+        for piece in ("gpu", "recommended"):
+            kubectl("apply", "--server-side", "--dry-run=server", "-k", str(ROOT / "k8s/keda" / piece))
         first = plain.apply(service, scaler="keda")
         waiting.apply(service, scaler="keda")
         for name in ("plain", waiting.NAME):
