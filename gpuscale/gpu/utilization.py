@@ -39,6 +39,7 @@ class BusyIntegral:
         self._end = 0.0  # of the last sample, in seconds of the driver's clock
         self._until = 0.0  # the same with the idle time that no sample reported
         self._looked_at: float | None = None  # host time
+        self._astray = False  # whether other than samples moved _end, off the driver's time
         self._steps: deque[float] = deque(maxlen=15)
         self._period = 0.0
         self._points: deque[tuple[float, float, float]] = deque(((0.0, 0.0, 0.0),))
@@ -88,6 +89,7 @@ class BusyIntegral:
             seconds = raw.seconds if raw.method == "gpm" else elapsed
             bad = self._add_plain(raw.percent, seconds, elapsed if raw.method == "gpm" else LONGEST_PERIOD)
             self._end = self._until
+            self._astray = True
         self.method = raw.method
         return bad
 
@@ -106,7 +108,7 @@ class BusyIntegral:
         fresh = sorted({stamp: value for stamp, value in raw.samples if stamp > 0}.items())
         if not fresh:
             return 0
-        if raw.rewound or (self._primed and self.method not in (None, "samples")):
+        if raw.rewound or (self._primed and self._astray):
             self._synchronise(fresh[-1][0])
             return 0
         if not self._primed:
@@ -119,7 +121,7 @@ class BusyIntegral:
         shift = newest / 1e6 - self._until
         self._end = self._until = newest / 1e6
         self._points = deque((at + shift, busy, seen) for at, busy, seen in self._points)
-        self._primed = True
+        self._primed, self._astray = True, False
 
     def _prime(self, fresh: Sequence[tuple[int, float]], recent: bool) -> int:
         """The first batch holds the ring's history. What is before the cursor of the sampler that we take over from

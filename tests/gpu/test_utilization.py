@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpuscale.gpu.source import RawUtilization
@@ -148,6 +148,7 @@ def test_a_rate_speaks_for_one_driver_period_at_most() -> None:
     assert math.isclose(integral.observed_seconds, 2.0)
 
 
+@example([("samples", 0.0), ("rates", 0.0), ("idle", 0.0), ("samples", 1.0)])  # idle between hid the change of method
 @given(st.lists(st.tuples(st.sampled_from(("samples", "rates", "gpm", "idle")), st.floats(0, 4294967295)), max_size=40))
 def test_no_counter_ever_goes_back_whatever_the_driver_says(looks: list[tuple[str, float]]) -> None:
     integral, at, stamp = BusyIntegral(10.0), 0.0, 1
