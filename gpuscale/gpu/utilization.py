@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from gpuscale.gpu.reading import UtilizationMethod
 from gpuscale.gpu.source import RawUtilization
 
 LONGEST_PERIOD = 1.0
@@ -31,7 +30,6 @@ class BusyIntegral:
         self.window = window
         #: Microseconds of the driver's clock: the newest sample that was integrated.
         self.cursor = cursor
-        self.method: UtilizationMethod | None = None
         self._resume_at = cursor
         self._primed = False  # whether the ring was read once
         self._busy_base, self._observed_base = busy, observed
@@ -90,7 +88,6 @@ class BusyIntegral:
             bad = self._add_plain(raw.percent, seconds, elapsed if raw.method == "gpm" else LONGEST_PERIOD)
             self._end = self._until
             self._astray = True
-        self.method = raw.method
         return bad
 
     def _add_plain(self, percent: float, seconds: float, longest: float) -> int:
