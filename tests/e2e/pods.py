@@ -17,6 +17,7 @@ from tests.e2e.service import STUB, Service
 
 Manifest = dict[str, Any]
 LOCKED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+LOCKED_CONTAINER = {"imagePullPolicy": "IfNotPresent", "securityContext": LOCKED}
 BUSYBOX = "docker.io/library/busybox:1.36"
 NVML = {"name": "nvml", "mountPath": STUB}
 STUB_ENV = [{"name": "LD_LIBRARY_PATH", "value": STUB}, {"name": "NVML_STUB_STATE", "value": f"{STUB}/state"}]
@@ -49,9 +50,6 @@ def deployment(name: str, containers: Sequence[Manifest], published: bool = Fals
         "metadata": {"name": name},
         "spec": {"selector": {"matchLabels": {"app": name}}, "template": {"metadata": metadata, "spec": spec}},
     }
-
-
-LOCKED_CONTAINER = {"imagePullPolicy": "IfNotPresent", "securityContext": LOCKED}
 
 
 def driver() -> Manifest:
