@@ -209,10 +209,12 @@ class Publication:
         except OSError as error:
             logger.warning("metrics of this process alone: workers cannot share (%s); set GPUSCALE_RUN_DIR", error)
         else:
+            self.accounting.sharing = group.may_have_others
             self.loop_lag.move_to(slab.slots)
             self.accounting.move_to(slab)
             self._group = group
-        self.accounting.sharing = self._group is not None and self._group.may_have_others
+            return
+        self.accounting.sharing = False
 
     def _collect(self) -> None:
         from gpuscale.publish.collector import MetricsCollector, Registries

@@ -45,7 +45,10 @@ class SeriesKey(NamedTuple):
 
 
 class InFlight(NamedTuple):
-    """``integral`` is in request-seconds up to the instant ``last`` (CLOCK_MONOTONIC seconds)."""
+    """``integral`` is in request-seconds up to the instant ``last`` (CLOCK_MONOTONIC seconds).
+
+    ``last`` is infinite where the owner brings the record up to date for each reading.
+    """
 
     number: float
     integral: float

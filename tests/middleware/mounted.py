@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 import gpuscale
-from gpuscale.requests.totals import read_totals
 
 Handles = list[gpuscale.Metrics[Any]]
 
@@ -24,7 +23,7 @@ def mount(app: Any, opened: Handles, **options: Any) -> gpuscale.Metrics[Any]:
 
 
 def counted(handle: gpuscale.Metrics[Any]) -> dict[tuple[str, str, str], float]:
-    requests = read_totals(handle._publication.accounting.slab).requests
+    requests = handle._publication.totals().requests
     return {labels: number for labels, number in requests.items() if number}
 
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from gpuscale.asgi import MetricsMiddleware
 from gpuscale.errors import ConfigurationError
 from gpuscale.publish.publication import Publication
-from gpuscale.requests.totals import read_totals
 from gpuscale.settings import Settings
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -24,13 +23,14 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 START = {"type": "http.response.start", "status": 200, "headers": []}
 
 
-@pytest.fixture
-def publication() -> Iterator[Publication]:
+@pytest.fixture(params=[False, True], ids=["alone", "workers sharing"])
+def publication(request: pytest.FixtureRequest) -> Iterator[Publication]:
     """Numbers without an endpoint or a GPU."""
     made = Publication(Settings.create({}, port=0, gpu="none"))
     made.running = True
+    made.accounting.sharing = request.param
     yield made
-    assert read_totals(made.accounting.slab).in_flight == 0
+    assert made.totals().in_flight == 0
 
 
 def scope(path: str = "/x", kind: str = "http", method: str = "GET") -> dict[str, Any]:
@@ -51,7 +51,7 @@ def run(app: Any, publication: Publication, given: dict[str, Any] | None = None,
     middleware = MetricsMiddleware(app, publication=publication)
     with contextlib.suppress(Exception, asyncio.CancelledError):
         asyncio.run(middleware(given or scope(), receive, send))
-    requests = read_totals(publication.accounting.slab).requests
+    requests = publication.totals().requests
     return {labels: number for labels, number in requests.items() if number}
 
 
@@ -228,9 +228,8 @@ def test_a_task_that_the_garbage_collector_ends_is_a_499(publication: Publicatio
     with publication.accounting._lock:
         del running
         gc.collect()
-    publication.accounting.flush()
     method, status = ("WEBSOCKET", "101") if kind == "websocket" else ("GET", "499")
-    found = read_totals(publication.accounting.slab).requests
+    found = publication.totals().requests
     assert {labels: number for labels, number in found.items() if number} == {(method, "unmatched", status): 1}
 
 
@@ -300,7 +299,7 @@ def test_in_flight_never_leaks(plan: list[tuple[str, int, int]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(everything())
-    totals = read_totals(publication.accounting.slab)
+    totals = publication.totals()
     lifetimes = sum(values[-1] for values in totals.durations.values())
     assert totals.in_flight == 0
     assert totals.in_flight_seconds == pytest.approx(lifetimes, rel=1e-6, abs=1e-6)

@@ -11,18 +11,18 @@ from wsgiref.validate import validator
 import pytest
 
 from gpuscale.publish.publication import Publication
-from gpuscale.requests.totals import read_totals
 from gpuscale.settings import Settings
 from gpuscale.wsgi import MetricsMiddleware
 
 
-@pytest.fixture
-def publication() -> Iterator[Publication]:
+@pytest.fixture(params=[False, True], ids=["alone", "workers sharing"])
+def publication(request: pytest.FixtureRequest) -> Iterator[Publication]:
     """Numbers without an endpoint or a GPU."""
     made = Publication(Settings.create({}, port=0, gpu="none"))
     made.running = True
+    made.accounting.sharing = request.param
     yield made
-    assert read_totals(made.accounting.slab).in_flight == 0
+    assert made.totals().in_flight == 0
 
 
 def environ(path: str = "/x", method: str = "GET") -> dict[str, Any]:
@@ -36,7 +36,7 @@ def start_response(status: str, headers: Any, exc_info: Any = None) -> Any:
 
 
 def counts(publication: Publication) -> dict[tuple[str, str, str], float]:
-    requests = read_totals(publication.accounting.slab).requests
+    requests = publication.totals().requests
     return {labels: number for labels, number in requests.items() if number}
 
 
@@ -135,7 +135,6 @@ def test_what_cannot_be_iterated_is_a_500(publication: Publication) -> None:
 
     with pytest.raises(TypeError):
         MetricsMiddleware(app, publication=publication)(environ(), start_response)
-    publication.accounting.flush()
     assert counts(publication) == {("GET", "unmatched", "500"): 1}
 
 
@@ -148,7 +147,6 @@ def test_a_server_that_never_closes_leaks_nothing(publication: Publication) -> N
     # The garbage collector may come while the thread counts another request.
     with publication.accounting._lock:
         del body
-    publication.accounting.flush()
     assert counts(publication) == {("GET", "unmatched", "499"): 1}
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +64,40 @@ def test_closing_and_reopening_neither_loses_nor_doubles(
     assert totals.in_flight == 0
     lifetimes = sum(values[-1] for values in totals.durations.values())
     assert totals.in_flight_seconds == pytest.approx(lifetimes, rel=1e-3, abs=1e-3)
+
+
+def test_no_counter_goes_back_under_scrapes_while_requests_come(published: Callable[..., Publication]) -> None:
+    """Alone, begins and ends are only noted: whoever asks counts them, beside the threads that note more."""
+    publication = published()
+    publication.start()
+    assert not publication.accounting.sharing
+    stop = threading.Event()
+
+    def answer() -> None:
+        while not stop.is_set():
+            started = publication.accounting.begin()
+            time.sleep(0.0001)
+            publication.accounting.end(started, "GET", "/", 200)
+
+    answering = [threading.Thread(target=answer) for _ in range(4)]
+    for thread in answering:
+        thread.start()
+    seen = [publication.totals()]
+    with ThreadPoolExecutor(1) as another_scraper:
+        for _ in range(300):
+            another = another_scraper.submit(publication.totals)
+            seen.append(publication.totals())
+            another.result()
+    stop.set()
+    for thread in answering:
+        thread.join()
+    seen.append(publication.totals())
+    for before, after in itertools.pairwise(seen):
+        assert after.in_flight_seconds >= before.in_flight_seconds
+        assert after.requests.get(KEY, 0) >= before.requests.get(KEY, 0)
+        assert 0 <= after.in_flight <= 4
+    assert seen[-1].in_flight == 0
+    assert seen[-1].in_flight_seconds == pytest.approx(seen[-1].durations[("GET", "/")][-1], abs=1e-3)
 
 
 def test_two_registries_on_one_port(published: Callable[..., Publication]) -> None:

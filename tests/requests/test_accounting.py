@@ -23,14 +23,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+@pytest.mark.parametrize("sharing", [False, True])
 @settings(max_examples=100)
 @given(st.lists(st.tuples(st.floats(0.0, 5.0), st.integers(0, 1_000_000)), max_size=300))
-def test_integral_is_the_sum_of_lifetimes(steps: list[tuple[float, int]]) -> None:
+def test_integral_is_the_sum_of_lifetimes(sharing: bool, steps: list[tuple[float, int]]) -> None:
     """Random begins and ends: in flight ends at 0, the integral is what the requests lived, together."""
     now = 100.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(accounting_module, "monotonic", lambda: now)
         requests = RequestAccounting()
+        requests.sharing = sharing
         running: list[float] = []
         lifetimes = 0.0
         for pause, choice in steps:
@@ -45,6 +47,7 @@ def test_integral_is_the_sum_of_lifetimes(steps: list[tuple[float, int]]) -> Non
         while running:
             lifetimes += now - running[-1]
             requests.end(running.pop(), "GET", "/", 200)
+        requests.flush()
     totals = read_totals(requests.slab, now)
     assert totals.in_flight == 0
     assert totals.in_flight_seconds == pytest.approx(lifetimes, rel=1e-9, abs=1e-9)
@@ -78,8 +81,10 @@ def test_counts_by_labels_and_bucket(clock: list[float]) -> None:
     assert counts[1:] in ([1, 1], [2, 1])
 
 
-def test_threads_lose_nothing() -> None:
+@pytest.mark.parametrize("sharing", [False, True])
+def test_threads_lose_nothing(sharing: bool) -> None:
     requests = RequestAccounting()
+    requests.sharing = sharing
 
     def work() -> None:
         for _ in range(2000):
@@ -90,10 +95,66 @@ def test_threads_lose_nothing() -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    requests.flush()
     totals = read_totals(requests.slab)
     assert totals.requests[("GET", "/", "200")] == 16000
     assert sum(totals.durations[("GET", "/")][:-1]) == 16000
     assert totals.in_flight == 0
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.tuples(st.floats(0.0, 5.0), st.sampled_from(["begin", "end", "late end", "flush", "share"])), max_size=200
+    )
+)
+def test_what_is_only_noted_adds_up(steps: list[tuple[float, str]]) -> None:
+    """Alone: at each flush the integral is the sum of the lifetimes so far and has not gone back, although an end may
+    be noted after a flush that came later than it; sharing may begin and stop at any time."""
+    now = [100.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accounting_module, "monotonic", lambda: now[0])
+        requests = RequestAccounting()
+        requests.sharing = False
+        running: list[float] = []
+        ended, published = 0.0, 0.0
+        for pause, step in steps:
+            now[0] += pause
+            if step == "begin":
+                running.append(requests.begin())
+            elif step == "end" and running:
+                started = running.pop(0)
+                requests.end(started, "GET", "/", 200)
+                ended += now[0] - started
+            elif step == "late end" and running:  # its thread was stopped between the clock and the note
+                started = running.pop(0)
+                end = max(started, now[0] - 3.0)
+                requests._ended.append((started, end, "GET", "/", 200))
+                ended += end - started
+            elif step == "share":
+                requests.sharing = not requests.sharing
+                requests.flush()
+            elif step == "flush":
+                requests.flush()
+            if step == "flush" and not requests.sharing:
+                record = read_in_flight(requests.slab)
+                lived = ended + sum(now[0] - started for started in running)
+                assert record.number == len(running)
+                assert record.integral_at(now[0]) == pytest.approx(max(lived, published), abs=1e-6)
+                assert record.integral_at(now[0] + 1) >= published
+                published = record.integral
+
+
+def test_a_batch_is_counted_without_being_asked() -> None:
+    """Noted requests do not pile up while nobody scrapes; one long request that is open does not hold them back."""
+    requests = RequestAccounting()
+    requests.sharing = False
+    requests.begin()
+    for _ in range(10 * accounting_module.FOLD_AT):
+        requests.end(requests.begin(), "GET", "/", 200)
+        assert len(requests._ended) < accounting_module.FOLD_AT
+        assert len(requests._began) <= accounting_module.FOLD_AT
+    assert requests.in_flight == 1
 
 
 def test_labels_are_bounded() -> None:
