@@ -199,6 +199,7 @@ class Publication:
         settings = self.settings
         name = f"app-{settings.port}" if settings.on_app else str(settings.port)
         self._join_at = None
+        self.accounting.sharing = False
         try:
             group = WorkerGroup(name if settings.port else None, settings.run_dir)
             slab = group.join()
@@ -213,8 +214,6 @@ class Publication:
             self.loop_lag.move_to(slab.slots)
             self.accounting.move_to(slab)
             self._group = group
-            return
-        self.accounting.sharing = False
 
     def _collect(self) -> None:
         from gpuscale.publish.collector import MetricsCollector, Registries
@@ -229,9 +228,8 @@ class Publication:
     def _run(self, stop: threading.Event) -> None:
         while not stop.wait(KEEP_UP_SECONDS):
             with self._lock:
-                if stop.is_set():
-                    return
-                self._keep_up()
+                if not stop.is_set():
+                    self._keep_up()
 
     def _keep_up(self) -> None:
         """The worker's duties; what fails is tried again at the next turn, and said once."""
