@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import threading
@@ -64,6 +65,11 @@ def make_app(classifier: FakeClassifier, gpu: str = "none", **settings: Any) -> 
         address="127.0.0.1",
         gpu=gpu,
     )
+
+
+def run(test: Callable[[], Any]) -> None:
+    """A coroutine's whole life on an event loop of its own, at most 30 s of it."""
+    asyncio.run(asyncio.wait_for(test(), 30))
 
 
 @contextmanager
