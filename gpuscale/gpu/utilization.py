@@ -37,6 +37,7 @@ class BusyIntegral:
         self._end = 0.0  # of the last sample, in seconds of the driver's clock
         self._until = 0.0  # the same with the idle time that no sample reported
         self._looked_at: float | None = None  # host time
+        self._was_idle = False  # whether the driver said so at the last look
         self._astray = False  # whether other than samples moved _end, off the driver's time
         self._steps: deque[float] = deque(maxlen=15)
         self._period = 0.0
@@ -76,13 +77,14 @@ class BusyIntegral:
     def add(self, raw: RawUtilization, at: float) -> int:
         """Integrates ``raw``, read at ``at`` (monotonic seconds); the number of impossible values in it."""
         elapsed = 0.0 if self._looked_at is None else at - self._looked_at
-        self._looked_at = at
+        since_idle = elapsed if self._was_idle else 0.0
+        self._looked_at, self._was_idle = at, raw.idle
         bad = 0
         if raw.method == "samples":
             if raw.idle:
                 self._add_plain(0.0, elapsed, 2 * LONGEST_PERIOD + 1)
             else:
-                bad = self._add_samples(raw)
+                bad = self._add_samples(raw, since_idle)
         elif raw.percent is not None:
             seconds = raw.seconds if raw.method == "gpm" else elapsed
             bad = self._add_plain(raw.percent, seconds, elapsed if raw.method == "gpm" else LONGEST_PERIOD)
@@ -101,7 +103,7 @@ class BusyIntegral:
         self._mark()
         return 0 if possible else 1
 
-    def _add_samples(self, raw: RawUtilization) -> int:
+    def _add_samples(self, raw: RawUtilization, since_idle: float) -> int:
         fresh = sorted({stamp: value for stamp, value in raw.samples if stamp > 0}.items())
         if not fresh:
             return 0
@@ -109,7 +111,7 @@ class BusyIntegral:
             self._synchronise(fresh[-1][0])
             return 0
         if not self._primed:
-            return self._prime(fresh, raw.history_is_recent)
+            return self._prime(fresh, raw.history_is_recent, since_idle)
         return self._integrate(stamp_value for stamp_value in fresh if stamp_value[0] > self.cursor)
 
     def _synchronise(self, newest: int) -> None:
@@ -120,10 +122,14 @@ class BusyIntegral:
         self._points = deque((at + shift, busy, seen) for at, busy, seen in self._points)
         self._primed, self._astray = True, False
 
-    def _prime(self, fresh: Sequence[tuple[int, float]], recent: bool) -> int:
+    def _prime(self, fresh: Sequence[tuple[int, float]], recent: bool, since_idle: float) -> int:
         """The first batch holds the ring's history. What is before the cursor of the sampler that we take over from
-        (or before our own beginning) fills the window only; what is after it was missed, and counts."""
-        resume = self._resume_at if 0 < self._resume_at <= fresh[-1][0] else fresh[-1][0]
+        (or before our own beginning) fills the window only; what is after it was missed, and counts. So does what came
+        in the ``since_idle`` seconds since a driver whose ring was dry said that the device was idle."""
+        newest, resume = fresh[-1][0], self._resume_at
+        idle_until = newest - int(since_idle * 1e6) if recent else newest
+        if not 0 < resume <= newest:
+            resume = max((stamp for stamp, _ in fresh if stamp <= idle_until), default=idle_until)
         earliest = resume - int(self.window * 1e6)
         past = [sample for sample in fresh if earliest <= sample[0] <= resume] if recent else []
         self._synchronise(past[0][0] if past else resume)
@@ -134,6 +140,8 @@ class BusyIntegral:
         self._busy_base, self._observed_base = busy - self._busy, observed - self._observed
         if self.cursor < resume:
             self._synchronise(resume)
+        if since_idle:
+            self._until = max(self._until, idle_until / 1e6)
         return bad + self._integrate(sample for sample in fresh if sample[0] > resume)
 
     def _integrate(self, samples: Iterable[tuple[int, float]]) -> int:

@@ -46,12 +46,13 @@ class Driver:
 
 
 @settings(max_examples=60, deadline=None)
-@given(steps, pauses, st.booleans(), st.randoms(use_true_random=False))
+@given(steps, pauses, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
+@example([(2.0, 0.0), (3.0, 1.0)], [0.5] * 8, False, True, Random(0))  # idle at the start, then busy
 def test_busy_seconds_are_the_truth_over_any_window_between_looks(
-    load: list[tuple[float, float]], waits: list[float], messy: bool, random: Random
+    load: list[tuple[float, float]], waits: list[float], messy: bool, dry: bool, random: Random
 ) -> None:
     """Over the samples' own windows: the driver says nothing of the period that has not ended yet. The last term is
-    its resolution, half a percent of a sample."""
+    its resolution, half a percent of a sample. A ``dry`` ring is empty while the device idles."""
     driver, integral = Driver(load), BusyIntegral(10.0)
     now = 1.0
     points: list[tuple[float, float, float]] = []
@@ -60,7 +61,9 @@ def test_busy_seconds_are_the_truth_over_any_window_between_looks(
         if messy:
             samples = [*samples, *random.sample(samples, len(samples) // 2), (0, 100.0)]
             random.shuffle(samples)
-        integral.add(RawUtilization("samples", samples, history_is_recent=True), now)
+        idle = dry and not any(value for _, value in samples)
+        raw = RawUtilization("samples", [] if idle else samples, idle=idle, history_is_recent=not idle)
+        integral.add(raw, now)
         points.append((math.floor(now / PERIOD) * PERIOD, integral.busy_seconds, integral.observed_seconds))
         duty = integral.duty_cycle()
         assert duty is None or 0 <= duty <= 100
@@ -68,7 +71,7 @@ def test_busy_seconds_are_the_truth_over_any_window_between_looks(
     for (begin, busy, seen), (end, later, seen_later) in zip(points, points[1:], strict=False):
         assert later >= busy
         assert seen_later >= seen
-        assert math.isclose(seen_later - seen, end - begin, abs_tol=1e-3)
+        assert math.isclose(seen_later - seen, end - begin, abs_tol=2 * PERIOD if dry else 1e-3)
     begin, busy, _ = random.choice(points)
     end, later, _ = random.choice(points)
     truth = driver.truth(begin, end)
@@ -112,6 +115,17 @@ def test_a_dry_ring_of_an_idle_device_is_idle() -> None:
         integral.add(RawUtilization("samples", idle=True), float(second))
     assert integral.duty_cycle() == 0
     assert math.isclose(integral.observed_seconds, 20.0, abs_tol=0.5)
+
+
+def test_what_follows_idleness_counts_from_its_first_sample() -> None:
+    """The ring was empty from the start; its first batch is no history of before the start."""
+    integral = BusyIntegral(10.0)
+    for second in (1.0, 2.0, 3.0):
+        integral.add(RawUtilization("samples", idle=True), second)
+    integral.add(RawUtilization("samples", [*ring(1, 18, 0.0), *ring(19, 24, 100.0)], history_is_recent=True), 4.0)
+    assert math.isclose(integral.busy_seconds, 1.0, abs_tol=1e-3)
+    assert math.isclose(integral.observed_seconds, 3.0, abs_tol=1e-3)
+    assert math.isclose(integral.duty_cycle() or 0, 100 * 6 / 23, abs_tol=0.1)  # of the ring but its first sample
 
 
 def test_an_impossible_sample_is_unknown() -> None:
