@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import Awaitable, Callable, Generator, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,6 @@ from gpuscale.settings import Settings
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 START = {"type": "http.response.start", "status": 200, "headers": []}
-
-
-@pytest.fixture(params=[False, True], ids=["alone", "workers sharing"])
-def publication(request: pytest.FixtureRequest) -> Iterator[Publication]:
-    """Numbers without an endpoint or a GPU."""
-    made = Publication(Settings.create({}, port=0, gpu="none"))
-    made.running = True
-    made.accounting.sharing = request.param
-    yield made
-    assert made.totals().in_flight == 0
 
 
 def scope(path: str = "/x", kind: str = "http", method: str = "GET") -> dict[str, Any]:

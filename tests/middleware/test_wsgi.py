@@ -11,18 +11,7 @@ from wsgiref.validate import validator
 import pytest
 
 from gpuscale.publish.publication import Publication
-from gpuscale.settings import Settings
 from gpuscale.wsgi import MetricsMiddleware
-
-
-@pytest.fixture(params=[False, True], ids=["alone", "workers sharing"])
-def publication(request: pytest.FixtureRequest) -> Iterator[Publication]:
-    """Numbers without an endpoint or a GPU."""
-    made = Publication(Settings.create({}, port=0, gpu="none"))
-    made.running = True
-    made.accounting.sharing = request.param
-    yield made
-    assert made.totals().in_flight == 0
 
 
 def environ(path: str = "/x", method: str = "GET") -> dict[str, Any]:
