@@ -2,7 +2,7 @@
 
 This is the request path. Where another process may read the numbers at any time, a request costs two lock acquisitions,
 two packed stores and two additions. Where nobody can, its begin and its end are only noted, and counted in batches or
-when somebody asks: between a framework's cold caches that is half the price.
+when somebody asks: between a framework's cold caches that saves a quarter.
 """
 
 from __future__ import annotations

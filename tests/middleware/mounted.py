@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 import gpuscale
+from gpuscale.publish.publication import Publication
 
 Handles = list[gpuscale.Metrics[Any]]
 
@@ -22,9 +23,14 @@ def mount(app: Any, opened: Handles, **options: Any) -> gpuscale.Metrics[Any]:
     return handle
 
 
+def counts(publication: Publication) -> dict[tuple[str, str, str], float]:
+    """Ended requests by method, route and status; without the overflow's, which nothing used."""
+    return {labels: number for labels, number in publication.totals().requests.items() if number}
+
+
 def counted(handle: gpuscale.Metrics[Any]) -> dict[tuple[str, str, str], float]:
-    requests = handle._publication.totals().requests
-    return {labels: number for labels, number in requests.items() if number}
+    """The same of an app that was instrumented."""
+    return counts(handle._publication)
 
 
 def ask(app: Any, *paths: str) -> None:

@@ -17,6 +17,7 @@ from gpuscale.asgi import MetricsMiddleware
 from gpuscale.errors import ConfigurationError
 from gpuscale.publish.publication import Publication
 from gpuscale.settings import Settings
+from tests.middleware.mounted import counts
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -41,8 +42,7 @@ def run(app: Any, publication: Publication, given: dict[str, Any] | None = None,
     middleware = MetricsMiddleware(app, publication=publication)
     with contextlib.suppress(Exception, asyncio.CancelledError):
         asyncio.run(middleware(given or scope(), receive, send))
-    requests = publication.totals().requests
-    return {labels: number for labels, number in requests.items() if number}
+    return counts(publication)
 
 
 def test_an_answer_counts_at_its_last_byte_not_after_its_background_task(publication: Publication) -> None:
@@ -219,8 +219,7 @@ def test_a_task_that_the_garbage_collector_ends_is_a_499(publication: Publicatio
         del running
         gc.collect()
     method, status = ("WEBSOCKET", "101") if kind == "websocket" else ("GET", "499")
-    found = publication.totals().requests
-    assert {labels: number for labels, number in found.items() if number} == {(method, "unmatched", status): 1}
+    assert counts(publication) == {(method, "unmatched", status): 1}
 
 
 def test_a_wrong_option_fails_at_construction_and_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from gpuscale.publish.publication import Publication
 from gpuscale.wsgi import MetricsMiddleware
+from tests.middleware.mounted import counts
 
 
 def environ(path: str = "/x", method: str = "GET") -> dict[str, Any]:
@@ -22,11 +23,6 @@ def environ(path: str = "/x", method: str = "GET") -> dict[str, Any]:
 
 def start_response(status: str, headers: Any, exc_info: Any = None) -> Any:
     return lambda data: None
-
-
-def counts(publication: Publication) -> dict[tuple[str, str, str], float]:
-    requests = publication.totals().requests
-    return {labels: number for labels, number in requests.items() if number}
 
 
 def consume(body: Iterable[bytes]) -> bytes:

@@ -83,14 +83,16 @@ def test_no_counter_goes_back_under_scrapes_while_requests_come(published: Calla
     for thread in answering:
         thread.start()
     seen = [publication.totals()]
-    with ThreadPoolExecutor(1) as another_scraper:
-        for _ in range(300):
-            another = another_scraper.submit(publication.totals)
-            seen.append(publication.totals())
-            another.result()
-    stop.set()
-    for thread in answering:
-        thread.join()
+    try:
+        with ThreadPoolExecutor(1) as another_scraper:
+            for _ in range(300):
+                another = another_scraper.submit(publication.totals)
+                seen.append(publication.totals())
+                another.result()
+    finally:  # else a scrape that fails would leave the suite waiting for these threads
+        stop.set()
+        for thread in answering:
+            thread.join()
     seen.append(publication.totals())
     for before, after in itertools.pairwise(seen):
         assert after.in_flight_seconds >= before.in_flight_seconds
