@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import socket
 import subprocess
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +98,29 @@ class Service:
     def address(self, name: str = f"{NAME}-svc") -> str:
         """Host and port by which this machine reaches a Service: its load balancer's, else its node port.
 
-        The node port is on the loopback where the cluster's node is this machine, else on the node (kind).
+        A node's rules follow a pod's readiness some time later: it waits until a connection is accepted.
         """
+
+        def reached() -> str | None:
+            for host, port in self._ways_to(name):
+                with contextlib.suppress(OSError):
+                    socket.create_connection((host, port), timeout=2).close()
+                    return f"{host}:{port}"
+            return None
+
+        return str(wait_for(f"a connection to {name}", reached, 60, every=0.2))
+
+    def _ways_to(self, name: str) -> Iterator[tuple[str, int]]:
+        """The node port is on the loopback where the cluster's node is this machine, else on the node (kind)."""
         service = get("service", "-n", self.namespace, name)
         port = service["spec"]["ports"][0]
         given = service["status"].get("loadBalancer", {}).get("ingress") or []
         if given:
-            return f"{given[0].get('ip') or given[0]['hostname']}:{port['port']}"
-        try:
-            socket.create_connection(("127.0.0.1", port["nodePort"]), timeout=2).close()
-        except OSError:
-            node = get("nodes")["items"][0]["status"]["addresses"]
-            return f"{next(one['address'] for one in node if one['type'] == 'InternalIP')}:{port['nodePort']}"
-        return f"127.0.0.1:{port['nodePort']}"
+            yield given[0].get("ip") or given[0]["hostname"], port["port"]
+            return
+        yield "127.0.0.1", port["nodePort"]
+        node = get("nodes")["items"][0]["status"]["addresses"]
+        yield next(one["address"] for one in node if one["type"] == "InternalIP"), port["nodePort"]
 
     def predict(self, query: str) -> str:
         """What ``curl …/predict?query=…`` prints."""
